@@ -1,0 +1,31 @@
+"""What can go wrong, as one tree.
+
+    StepmarkError
+    |-- UsageError        the caller asked for something that cannot be: exit code 2
+    |   `-- WorkloadError    a workload that cannot be found, or does not build
+    |-- StoreError        a file of results that cannot be written or read: exit code 2
+    `-- RunnerError       a measuring process that cannot be started at all
+
+A message gives the value, what was expected and what to do:
+``batch_size=0: must be at least 1``.
+"""
+
+
+class StepmarkError(Exception):
+    """Root of every error that stepmark raises on purpose."""
+
+
+class UsageError(StepmarkError, ValueError):
+    """The caller asked for something that cannot be."""
+
+
+class WorkloadError(UsageError):
+    """A workload that cannot be found, or that does not build."""
+
+
+class StoreError(StepmarkError):
+    """A file of results that cannot be written or read."""
+
+
+class RunnerError(StepmarkError):
+    """A measuring process that cannot be started at all."""

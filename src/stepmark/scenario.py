@@ -1,0 +1,229 @@
+"""What to measure (`Scenario`), how long (`Plan`), and the product of axes (`matrix`)."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from stepmark.errors import UsageError
+from stepmark.fingerprint import Machine
+
+DEVICES = ("cpu", "cuda", "mps", "auto")
+
+
+class Precision(StrEnum):
+    """Arithmetic of forward and loss.
+
+    ``fp32`` is full IEEE single precision, ``tf32`` lets matrix units round its inputs, ``bf16``
+    and ``fp16`` run under autocast, ``fp16`` with a gradient scaler.
+    """
+
+    FP32 = "fp32"
+    TF32 = "tf32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One point of the matrix: a workload and how it is run.
+
+    Attributes:
+        workload: a built-in name, ``torchvision:NAME``, ``package.module:function`` or
+            ``path/to/file.py:function``; options may follow (``gpt?width=128``).
+        device: ``cpu``, ``cuda``, ``mps`` or ``auto`` (the best one present).
+        batch_size: samples in one micro-batch of one rank.
+        num_workers: data-loader worker processes per rank.
+        precision: see `Precision`.
+        accumulation: micro-batches per optimizer step.
+        world_size: DDP ranks on this machine; 1 runs without DDP.
+        pin_memory: the loader copies batches to page-locked memory.
+        prefetch_factor: batches that each worker prepares ahead.
+        persistent_workers: workers live on from epoch to epoch.
+        threads: compute threads per rank; ``None`` shares the CPUs out evenly among ranks.
+        ddp: wrap the model in DistributedDataParallel at world size 1 too, to see what the
+            wrapping alone costs.
+
+    Raises:
+        UsageError: a field is out of range or of the wrong type.
+    """
+
+    workload: str
+    device: str = "auto"
+    batch_size: int = 64
+    num_workers: int = 0
+    precision: Precision = Precision.FP32
+    accumulation: int = 1
+    world_size: int = 1
+    pin_memory: bool = False
+    prefetch_factor: int = 2
+    persistent_workers: bool = False
+    threads: int | None = None
+    ddp: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.workload, str) or not self.workload.strip():
+            raise UsageError(
+                f"workload={self.workload!r}: give a built-in name, 'torchvision:NAME', "
+                "'package.module:function' or 'path/to/file.py:function'"
+            )
+        if self.device not in DEVICES:
+            raise UsageError(f"device={self.device!r}: choose from {', '.join(DEVICES)}")
+        try:
+            object.__setattr__(self, "precision", Precision(self.precision))
+        except ValueError:
+            allowed = ", ".join(Precision)
+            raise UsageError(f"precision={self.precision!r}: choose from {allowed}") from None
+        for name in ("batch_size", "accumulation", "world_size", "prefetch_factor"):
+            require_count(name, getattr(self, name), at_least=1)
+        require_count("num_workers", self.num_workers, at_least=0)
+        if self.threads is not None:
+            require_count("threads", self.threads, at_least=1)
+        for name in ("pin_memory", "persistent_workers", "ddp"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name}={getattr(self, name)!r}: must be True or False")
+
+    @property
+    def id(self) -> str:
+        """A stable name: workload, device and batch size, then every field off its default.
+
+        Fields at their default are left out, so a new axis keeps the ids of old results.
+        """
+        parts = [self.workload, self.device, f"bs{self.batch_size}"]
+        for name, write in _ID_PARTS.items():
+            value = getattr(self, name)
+            if value != _DEFAULTS[name]:
+                parts.append(write(value))
+        return "-".join(parts)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples in one optimizer step, over all micro-batches and ranks."""
+        return self.batch_size * self.accumulation * self.world_size
+
+    @property
+    def distributed(self) -> bool:
+        """Whether the model is wrapped in DistributedDataParallel."""
+        return self.ddp or self.world_size > 1
+
+    @property
+    def lead_in_batches(self) -> int:
+        """Batches that may lie ready in the loader when it was left alone for a while.
+
+        A window that began with them would look fast: they were loaded outside it.
+        """
+        return self.num_workers * (self.prefetch_factor + 1)
+
+    def threads_per_rank(self, num_cpus: int) -> int:
+        """Compute threads of each rank: as asked for, or an even share of the CPUs."""
+        return self.threads or max(1, num_cpus // self.world_size)
+
+    def on(self, machine: Machine) -> "Scenario":
+        """The same scenario with ``auto`` replaced by the machine's preferred device."""
+        if self.device != "auto":
+            return self
+        return dataclasses.replace(self, device=machine.devices[0].kind)
+
+    def obstacle(self, machine: Machine) -> str | None:
+        """Why this combination cannot run on a machine; ``None`` if it can."""
+        device = machine.device(self.on(machine).device)
+        if device is None:
+            return f"no {self.device} device on this machine"
+        if device.max_ranks is not None and self.world_size > device.max_ranks:
+            return (
+                f"{self.world_size} ranks need {self.world_size} {device.kind} devices, "
+                f"found {device.max_ranks}"
+            )
+        return device.precisions.get(self.precision) or None
+
+
+# How a field off its default is written in an id, in this order.
+_ID_PARTS = {
+    "num_workers": lambda v: f"workers{v}",
+    "precision": str,
+    "accumulation": lambda v: f"acc{v}",
+    "world_size": lambda v: f"ws{v}",
+    "pin_memory": lambda v: "pinned",
+    "prefetch_factor": lambda v: f"prefetch{v}",
+    "persistent_workers": lambda v: "persistent",
+    "threads": lambda v: f"threads{v}",
+    "ddp": lambda v: "ddp",
+}
+_DEFAULTS = {f.name: f.default for f in dataclasses.fields(Scenario)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long to measure.
+
+    Attributes:
+        steps: optimizer steps of one measured window.
+        warmup: fewest optimizer steps before the first window; warm-up goes on until step
+            times have settled.
+        max_seconds: budget of one measured window. It ends at ``steps`` or here, whichever
+            comes first, and the result says which.
+        repeats: fresh processes per scenario.
+        timeout: seconds for one scenario and repeat, start-up included; then it is killed.
+
+    Raises:
+        UsageError: a field is out of range or of the wrong type.
+    """
+
+    steps: int = 50
+    warmup: int = 5
+    max_seconds: float = 10.0
+    repeats: int = 1
+    timeout: float = 300.0
+
+    def __post_init__(self) -> None:
+        require_count("steps", self.steps, at_least=1)
+        require_count("warmup", self.warmup, at_least=0)
+        require_count("repeats", self.repeats, at_least=1)
+        for name in ("max_seconds", "timeout"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise UsageError(f"{name}={value!r}: must be a number of seconds")
+            if not 0 < value < float("inf"):
+                raise UsageError(f"{name}={value}: must be above 0 seconds, and finite")
+            object.__setattr__(self, name, float(value))
+
+
+def matrix(**axes: Any) -> list[Scenario]:
+    """The full product of axes: each field of `Scenario` as one value or an iterable of values.
+
+    >>> [s.id for s in matrix(workload="mlp-toy", device="cpu", batch_size=[2, 4])]
+    ['mlp-toy-cpu-bs2', 'mlp-toy-cpu-bs4']
+
+    Raises:
+        UsageError: an axis is unknown, empty, or holds a value out of range.
+    """
+    unknown = sorted(set(axes) - set(_DEFAULTS))
+    if unknown:
+        raise UsageError(f"axis {unknown[0]!r}: choose from {', '.join(_DEFAULTS)}")
+    if "workload" not in axes:
+        raise UsageError("no workload: give one, or several, to measure")
+    values = {name: _as_values(name, axis) for name, axis in axes.items()}
+    rows = itertools.product(*values.values())
+    # An axis may name a value twice; the same scenario twice would be one result overwritten.
+    return list(dict.fromkeys(Scenario(**dict(zip(values, row, strict=True))) for row in rows))
+
+
+def _as_values(name: str, axis: Any) -> list[Any]:
+    values = list(axis) if isinstance(axis, Iterable) and not isinstance(axis, str) else [axis]
+    if not values:
+        raise UsageError(f"axis {name!r} has no values: give at least one")
+    return values
+
+
+def require_count(name: str, value: Any, *, at_least: int) -> None:
+    """Check a whole number.
+
+    Raises:
+        UsageError: it is none, or too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UsageError(f"{name}={value!r}: must be a whole number")
+    if value < at_least:
+        raise UsageError(f"{name}={value}: must be at least {at_least}")

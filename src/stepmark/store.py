@@ -1,0 +1,305 @@
+"""Results on disk: a run is a folder of JSON files, one per scenario and repeat.
+
+    results/NAME/run.json                   what was planned: scenarios, plan
+    results/NAME/SCENARIO_ID.r0.json        one result, written at once when it was measured
+
+Every file is written beside its final name and renamed, so a reader, or a run that was killed,
+finds whole files only. A pytest-benchmark file saved by this suite is read as a run too.
+
+Format history (`SCHEMA`): 1, first version.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+from stepmark.codec import DecodeError, decode, encode
+from stepmark.errors import StoreError, UsageError
+from stepmark.result import COLUMNS, Result
+from stepmark.scenario import Plan, Scenario
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run set out to measure.
+
+    Attributes:
+        created_at: ISO 8601 with time zone.
+        plan: how long each scenario is measured.
+        scenarios: in measuring order; the plan's repeats multiply them. Empty for a run whose
+            scenarios are only known one by one (pytest).
+    """
+
+    created_at: str
+    plan: Plan
+    scenarios: tuple[Scenario, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A saved run, read back.
+
+    Attributes:
+        name: the folder's name, or the file's stem.
+        path: where it was read from.
+        results: in the order in which they were measured.
+        missing: planned scenario ids and repeats without a result: the run was interrupted.
+    """
+
+    name: str
+    path: Path
+    results: tuple[Result, ...]
+    missing: tuple[tuple[str, int], ...] = ()
+
+    def table(self) -> "pd.DataFrame":
+        """The flat table: one row per scenario and repeat, columns as in `COLUMNS`."""
+        return table(self.results)
+
+
+class RunFolder:
+    """A run being written: `create` or `reopen` it, then `save` results as they come."""
+
+    def __init__(self, path: Path, planned: RunPlan) -> None:
+        self.path = path
+        self.planned = planned
+
+    @classmethod
+    def create(cls, results: Path, name: str, planned: RunPlan) -> "RunFolder":
+        """Start a run.
+
+        Raises:
+            UsageError: the name is no file name, or is taken.
+            StoreError: the folder cannot be written.
+        """
+        path = results / check_name(name)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            raise UsageError(
+                f"{path}: exists already; choose another name, or give --resume to complete it"
+            ) from None
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be created ({error.strerror})") from None
+        _write(path / RUN_FILE, planned)
+        return cls(path, planned)
+
+    @classmethod
+    def reopen(cls, results: Path, name: str) -> "RunFolder":
+        """Go on with an interrupted run.
+
+        Raises:
+            UsageError: there is no such run.
+            StoreError: its plan cannot be read.
+        """
+        path = results / check_name(name)
+        if not (path / RUN_FILE).is_file():
+            known = ", ".join(run_names(results)) or "none"
+            raise UsageError(f"{path}: no run to resume; runs here: {known}")
+        return cls(path, _read(path / RUN_FILE, RunPlan))
+
+    def save(self, result: Result) -> Path:
+        """Write one result at once.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        path = self._file(result.scenario.id, result.repeat)
+        _write(path, result)
+        return path
+
+    def find(self, scenario: Scenario, repeat: int) -> Result | None:
+        """The saved result of a scenario and repeat, if there is one.
+
+        Raises:
+            StoreError: the file is there and cannot be read.
+        """
+        path = self._file(scenario.id, repeat)
+        return _read(path, Result) if path.exists() else None
+
+    def _file(self, scenario_id: str, repeat: int) -> Path:
+        # quote() keeps two different ids apart whatever characters a workload's path holds;
+        # a dot at the front would hide the file.
+        name = re.sub(r"^\.", "%2E", quote(scenario_id, safe=""))
+        return self.path / f"{name}.r{repeat}.json"
+
+
+def check_name(name: str) -> str:
+    """A run's name, checked.
+
+    Raises:
+        UsageError: it would not be a plain folder name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", name):
+        raise UsageError(
+            f"name {name!r}: use letters, digits, '.', '_', '+' and '-', not beginning with a dot"
+        )
+    return name
+
+
+def new_name() -> str:
+    """A name for a run that was given none: the time in UTC."""
+    return datetime.now(UTC).strftime("%Y%m%d_%H%M%S_%f")[:-3]
+
+
+def run_names(results: Path) -> list[str]:
+    """Names of the runs in a results folder, oldest first."""
+    plans = [path for path in results.glob(f"*/{RUN_FILE}") if path.is_file()]
+    plans.sort(key=lambda path: (path.stat().st_mtime, path.parent.name))
+    return [path.parent.name for path in plans]
+
+
+def open_run(run: str, results: Path) -> Run:
+    """Read a run by name, folder, or pytest-benchmark file.
+
+    Raises:
+        UsageError: there is no such run, or it holds no results.
+        StoreError: a file of it cannot be read.
+    """
+    for path in (Path(run), results / run):
+        if path.is_file():
+            return _read_pytest_benchmark(path)
+        if (path / RUN_FILE).is_file():
+            return _read_folder(path)
+    known = ", ".join(run_names(results)) or "none"
+    raise UsageError(
+        f"{run}: no such run; give a name under {results}/ ({known}), a run's folder, or a "
+        "pytest-benchmark file saved by this suite"
+    )
+
+
+def latest_run(results: Path) -> Run:
+    """The run that was begun last.
+
+    Raises:
+        UsageError: there is none.
+        StoreError: a file of it cannot be read.
+    """
+    names = run_names(results)
+    if not names:
+        raise UsageError(f"{results}: holds no run yet; measure one with 'stepmark run'")
+    return open_run(names[-1], results)
+
+
+def table(results: Iterable[Result]) -> "pd.DataFrame":
+    """The flat table of results; columns as in `COLUMNS`, unknown cells empty."""
+    import pandas as pd
+
+    return pd.DataFrame([result.row() for result in results], columns=list(COLUMNS))
+
+
+def pack(results: Sequence[Result]) -> dict[str, Any]:
+    """Results as JSON data for another program's file; `unpack` reads it."""
+    return {"schema": SCHEMA, "results": [encode(result) for result in results]}
+
+
+def unpack(data: Any, path: Path) -> list[Result]:
+    """Results that `pack` wrote.
+
+    Raises:
+        StoreError: the data is of another shape or a newer format.
+    """
+    _check_schema(data, path)
+    try:
+        return [decode(Result, item) for item in data.get("results", [])]
+    except DecodeError as error:
+        raise StoreError(f"{path}: not a result of this suite ({error})") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file, or nothing: beside its final name first, then renamed.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            # mkstemp makes files for the owner alone; results are for everybody.
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _read_folder(path: Path) -> Run:
+    planned = _read(path / RUN_FILE, RunPlan)
+    files = [p for p in path.glob("*.json") if p.name != RUN_FILE and not p.name.startswith(".")]
+    results = [_read(file, Result) for file in files]
+    results.sort(key=lambda r: (r.started_at, r.scenario.id, r.repeat))
+    done = {(result.scenario.id, result.repeat) for result in results}
+    wanted = ((s.id, r) for r in range(planned.plan.repeats) for s in planned.scenarios)
+    missing = tuple(pair for pair in wanted if pair not in done)
+    if not results:
+        raise UsageError(f"{path}: the run holds no results yet; resume it with --resume")
+    return Run(name=path.name, path=path, results=tuple(results), missing=missing)
+
+
+def _read_pytest_benchmark(path: Path) -> Run:
+    data = _parse(path)
+    if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), list):
+        raise StoreError(f"{path}: not a pytest-benchmark file")
+    packed = [bench.get("extra_info", {}).get("stepmark") for bench in data["benchmarks"]]
+    packed.append(data.get("stepmark"))
+    results = [result for item in packed if item is not None for result in unpack(item, path)]
+    if not results:
+        raise UsageError(f"{path}: none of its benchmarks was measured by stepmark's fixture")
+    results.sort(key=lambda r: (r.started_at, r.scenario.id, r.repeat))
+    return Run(name=path.stem, path=path, results=tuple(results))
+
+
+def _write(path: Path, value: Any) -> None:
+    data = {"schema": SCHEMA, **encode(value)}
+    write_text(path, json.dumps(data, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _read(path: Path, kind: type[T]) -> T:
+    data = _parse(path)
+    _check_schema(data, path)
+    data.pop("schema")
+    try:
+        return decode(kind, data)
+    except DecodeError as error:
+        raise StoreError(f"{path}: not a result of this suite ({error})") from None
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise StoreError(
+            f"{path}: damaged, not JSON; delete it, then measure it again with --resume"
+        ) from None
+
+
+def _check_schema(data: Any, path: Path) -> None:
+    schema = data.get("schema") if isinstance(data, dict) else None
+    if not isinstance(schema, int):
+        raise StoreError(f"{path}: not a file of this suite (it has no 'schema')")
+    if schema > SCHEMA:
+        raise StoreError(
+            f"{path}: format {schema} is newer than {SCHEMA}, the newest known here; "
+            "update stepmark to read it"
+        )

@@ -1,0 +1,38 @@
+"""Numbers with units, for people. Values are kept in SI units (seconds, bytes, joules)."""
+
+_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_BYTES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+
+
+def format_seconds(value_s: float) -> str:
+    """Three significant digits in the unit that fits: ``0.00123`` gives ``1.23 ms``."""
+    for scale, unit in _SECONDS:
+        # 0.9995 would be rounded to 1.00 of this unit, so it already belongs here.
+        if abs(value_s) >= 0.9995 * scale:
+            return f"{_three_digits(value_s / scale)} {unit}"
+    return "0 s" if value_s == 0 else f"{value_s / 1e-9:.2g} ns"
+
+
+def format_bytes(value_bytes: float) -> str:
+    """Binary units: ``1536`` gives ``1.50 KiB``."""
+    for scale, unit in _BYTES:
+        if abs(value_bytes) >= scale:
+            return f"{_three_digits(value_bytes / scale)} {unit}"
+    return f"{value_bytes:.0f} B"
+
+
+def format_rate(value_per_s: float) -> str:
+    """Samples per second with thousands separators: ``12345.6`` gives ``12,346``."""
+    return f"{value_per_s:,.0f}" if abs(value_per_s) >= 100 else _three_digits(value_per_s)
+
+
+def format_percent(fraction: float) -> str:
+    """``0.0312`` gives ``3.1 %``."""
+    return f"{fraction * 100:.1f} %"
+
+
+def _three_digits(value: float) -> str:
+    magnitude = abs(value)
+    if magnitude >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if magnitude >= 9.995 else f"{value:.2f}"

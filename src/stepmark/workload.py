@@ -1,0 +1,99 @@
+"""`Workload`: what is trained. The one thing users bring of their own. Imports no torch."""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from stepmark.errors import WorkloadError
+
+if TYPE_CHECKING:
+    import torch
+    from torch.optim.lr_scheduler import LRScheduler
+    from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A model with its data, loss and optimizer.
+
+    Attributes:
+        model: on the CPU; it is moved to the scenario's device.
+        dataset: map-style (``__len__`` and ``__getitem__``). Its batches are either pairs
+            ``(inputs, targets)``, or dictionaries (see ``compute_loss``).
+        loss_fn: ``loss_fn(outputs, targets)``, a scalar tensor, the mean over its micro-batch.
+        optimizer: makes the optimizer from the model's parameters.
+        compute_loss: ``compute_loss(model, batch)``, a scalar tensor, in place of the default:
+            for a pair, ``loss_fn(model(inputs), targets)``, with inputs that are a tuple or a
+            dictionary unpacked into the call; for a dictionary, ``model(**batch)``'s own
+            ``loss``.
+        collate_fn: as in ``torch.utils.data.DataLoader``.
+        valid_dataset: for evaluation; not part of a measured step.
+        scheduler: makes a learning-rate scheduler, stepped once per optimizer step.
+        clip_norm: largest gradient norm (``clip_grad_norm_``); ``None`` does not clip.
+        data: where the samples come from, in words; shown in every result.
+
+    Raises:
+        WorkloadError: a field is missing or of the wrong kind.
+    """
+
+    model: "torch.nn.Module"
+    dataset: "Dataset[Any]"
+    optimizer: "Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]"
+    loss_fn: "Callable[[Any, Any], torch.Tensor] | None" = None
+    compute_loss: "Callable[[torch.nn.Module, Any], torch.Tensor] | None" = None
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    valid_dataset: "Dataset[Any] | None" = None
+    scheduler: "Callable[[torch.optim.Optimizer], LRScheduler] | None" = None
+    clip_norm: float | None = None
+    data: str = "the workload's own"
+
+    def __post_init__(self) -> None:
+        if not callable(getattr(self.model, "parameters", None)):
+            raise WorkloadError(f"model={type(self.model).__name__}: must be a torch.nn.Module")
+        for need in ("__len__", "__getitem__"):
+            if not hasattr(self.dataset, need):
+                raise WorkloadError(
+                    f"dataset={type(self.dataset).__name__}: has no {need}; stepmark measures "
+                    "map-style datasets, which have a length and are indexed"
+                )
+        for name in ("optimizer", "loss_fn", "compute_loss", "collate_fn", "scheduler"):
+            value = getattr(self, name)
+            if not callable(value) and (value is not None or name == "optimizer"):
+                raise WorkloadError(f"{name}={type(value).__name__}: must be callable")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise WorkloadError(f"clip_norm={self.clip_norm}: must be above 0, or None")
+
+    def loss(self, model: "torch.nn.Module", batch: Any) -> "torch.Tensor":
+        """Forward and loss of one micro-batch (see ``compute_loss``).
+
+        Raises:
+            WorkloadError: the batch has a layout for which the workload says no loss.
+        """
+        if self.compute_loss is not None:
+            return self.compute_loss(model, batch)
+        if isinstance(batch, Mapping):
+            return _own_loss(model(**batch))
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or self.loss_fn is None:
+            raise WorkloadError(
+                f"a batch of type {type(batch).__name__}, loss_fn={self.loss_fn}: batches must be "
+                "pairs (inputs, targets) with a loss_fn, or dictionaries for a model that returns "
+                "its own loss; for any other layout give Workload(compute_loss=...)"
+            )
+        inputs, targets = batch
+        if isinstance(inputs, Mapping):
+            outputs = model(**inputs)
+        elif isinstance(inputs, (tuple, list)):
+            outputs = model(*inputs)
+        else:
+            outputs = model(inputs)
+        return self.loss_fn(outputs, targets)
+
+
+def _own_loss(outputs: Any) -> "torch.Tensor":
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
+    if loss is None:
+        raise WorkloadError(
+            f"the batch is a dictionary and model(**batch) gave {type(outputs).__name__} without "
+            "a 'loss'; give Workload(compute_loss=...)"
+        )
+    return loss  # type: ignore[no-any-return]
