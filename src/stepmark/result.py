@@ -172,7 +172,8 @@ class RankRecord:
         memory: peaks over both windows.
         first_loss: loss of the first step (mean over its micro-batches).
         final_loss: loss of the last step of ``window``.
-        skipped_steps: optimizer steps in ``window`` that the gradient scaler skipped.
+        skipped_steps: optimizer steps in ``window`` that the gradient scaler skipped; ``None``
+            where the optimizer takes the scale itself and does not tell.
         readings: whatever else was read.
         notes: remarks a reader of the numbers should see.
     """
@@ -190,7 +191,7 @@ class RankRecord:
     memory: Memory
     first_loss: float | None
     final_loss: float | None
-    skipped_steps: int
+    skipped_steps: int | None
     readings: tuple[Reading, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -9,6 +9,7 @@ finds whole files only. A pytest-benchmark file saved by this suite is read as a
 Format history (`SCHEMA`): 1, first version.
 """
 
+import itertools
 import json
 import os
 import re
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+INTEGER_COLUMNS = tuple(c for c in COLUMNS if c.endswith("_bytes") or c == "steps")
 RUN_FILE = "run.json"
 T = TypeVar("T")
 
@@ -155,6 +157,17 @@ def new_name() -> str:
     return datetime.now(UTC).strftime("%Y%m%d_%H%M%S_%f")[:-3]
 
 
+def free_name(results: Path, name: str) -> str:
+    """The name, or where it is taken the name with the next free number: ``base-2``.
+
+    Raises:
+        UsageError: it would not be a plain folder name.
+    """
+    check_name(name)
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    return next(n for n in itertools.chain([name], numbered) if not (results / n).exists())
+
+
 def run_names(results: Path) -> list[str]:
     """Names of the runs in a results folder, oldest first."""
     plans = [path for path in results.glob(f"*/{RUN_FILE}") if path.is_file()]
@@ -198,7 +211,9 @@ def table(results: Iterable[Result]) -> "pd.DataFrame":
     """The flat table of results; columns as in `COLUMNS`, unknown cells empty."""
     import pandas as pd
 
-    return pd.DataFrame([result.row() for result in results], columns=list(COLUMNS))
+    frame = pd.DataFrame([result.row() for result in results], columns=list(COLUMNS))
+    # Whole numbers stay whole where a cell is empty; NumPy would make them floats.
+    return frame.astype(dict.fromkeys(INTEGER_COLUMNS, "Int64"))
 
 
 def pack(results: Sequence[Result]) -> dict[str, Any]:

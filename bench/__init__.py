@@ -1,0 +1,1 @@
+"""The benchmark suite and its report: ``pytest bench/`` and ``python -m bench.report``."""

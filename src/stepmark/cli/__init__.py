@@ -1,0 +1,5 @@
+"""The ``stepmark`` command."""
+
+from stepmark.cli.app import main
+
+__all__ = ["main"]

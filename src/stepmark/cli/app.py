@@ -1,0 +1,160 @@
+"""Commands and their options. What a command needs is imported when it runs, so help is quick."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from stepmark.errors import StepmarkError
+
+app = typer.Typer(
+    help="Benchmark and profile PyTorch training loops.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Results = Annotated[Path, typer.Option(help="Folder of saved runs.", metavar="DIR")]
+AXIS = "Axes (comma lists; the full product is measured)"
+PLAN = "Plan"
+SAVING = "Saving"
+
+
+def _axis(text: str) -> typer.models.OptionInfo:
+    return typer.Option(help=text, metavar="LIST", rich_help_panel=AXIS)  # type: ignore[no-any-return]
+
+
+@app.command()
+def run(
+    workload: Annotated[
+        Optional[list[str]],  # noqa: UP007, UP045 - typer reads it
+        typer.Option(
+            help="Built-in name, torchvision:NAME, package.module:function or "
+            "path/to/file.py:function; may be given several times.",
+            metavar="W",
+        ),
+    ] = None,
+    device: Annotated[str, _axis("cpu, cuda, mps, auto.")] = "auto",
+    batch_size: Annotated[
+        str, _axis("Samples per micro-batch and rank. Default: the workload's own, or 64.")
+    ] = "",
+    num_workers: Annotated[str, _axis("Loader processes per rank.")] = "0",
+    precision: Annotated[str, _axis("fp32, tf32, bf16, fp16.")] = "fp32",
+    accumulation: Annotated[str, _axis("Micro-batches per optimizer step.")] = "1",
+    world_size: Annotated[str, _axis("DDP ranks on this machine.")] = "1",
+    pin_memory: Annotated[str, _axis("true, false: batches in page-locked memory.")] = "false",
+    prefetch_factor: Annotated[str, _axis("Batches each worker prepares ahead.")] = "2",
+    persistent_workers: Annotated[
+        str, _axis("true, false: workers live on from epoch to epoch.")
+    ] = "false",
+    threads: Annotated[str, _axis("Compute threads per rank, or auto: an even share.")] = "auto",
+    ddp: Annotated[str, _axis("true, false: wrap in DDP at world size 1 too.")] = "false",
+    steps: Annotated[int, typer.Option(help="Steps of one measured window.")] = 50,
+    warmup: Annotated[
+        int, typer.Option(help="Fewest warm-up steps; more are done until step times settle.")
+    ] = 5,
+    max_seconds: Annotated[float, typer.Option(help="Budget of one measured window.")] = 10.0,
+    repeats: Annotated[int, typer.Option(help="Fresh processes per scenario.")] = 1,
+    timeout: Annotated[float, typer.Option(help="Seconds until a scenario is killed.")] = 300.0,
+    save: Annotated[
+        Optional[str],  # noqa: UP007, UP045
+        typer.Option(help="Name of the run. Default: the time.", metavar="NAME"),
+    ] = None,
+    results: Results = Path("results"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Complete the run named by --save.")
+    ] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let torchvision fetch datasets that are missing.")
+    ] = False,
+) -> None:
+    """Measure the full product of the axes and save it as a run.
+
+    Exit code 0: every scenario ok, or skipped with a reason; 1: some failed, all others are
+    saved; 2: bad usage.
+    """
+    from stepmark.cli import axes, run_command
+    from stepmark.scenario import Plan
+
+    plan = Plan(
+        steps=steps, warmup=warmup, max_seconds=max_seconds, repeats=repeats, timeout=timeout
+    )
+    scenarios = None
+    if workload:
+        scenarios = axes.scenarios(
+            workload,
+            device=axes.words(device),
+            batch_size=axes.counts("--batch-size", batch_size) if batch_size else None,
+            num_workers=axes.counts("--num-workers", num_workers),
+            precision=axes.words(precision),
+            accumulation=axes.counts("--accumulation", accumulation),
+            world_size=axes.counts("--world-size", world_size),
+            pin_memory=axes.switches("--pin-memory", pin_memory),
+            prefetch_factor=axes.counts("--prefetch-factor", prefetch_factor),
+            persistent_workers=axes.switches("--persistent-workers", persistent_workers),
+            threads=axes.counts_or_auto("--threads", threads),
+            ddp=axes.switches("--ddp", ddp),
+        )
+    raise typer.Exit(
+        run_command.run(
+            scenarios, plan, name=save, results=results, resume=resume, download=download
+        )
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="Name, folder, or pytest-benchmark file of a run.")],
+    format: Annotated[str, typer.Option(help="csv, json or parquet.")] = "csv",
+    output: Annotated[
+        Optional[Path],  # noqa: UP007, UP045
+        typer.Option("-o", "--output", help="File to write. Default: standard output."),
+    ] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Write a run's flat table: one row per scenario and repeat."""
+    from stepmark.cli import export_command
+
+    export_command.export(run, format, output, results)
+
+
+@app.command()
+def machine(
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show this machine's fingerprint, and what makes it unfit to measure on."""
+    from stepmark.cli import machine_command
+
+    machine_command.show(json)
+
+
+@app.command()
+def report(
+    runs: Annotated[
+        Optional[list[str]],  # noqa: UP007, UP045
+        typer.Argument(help="Runs to render. Default: the latest.", metavar="[RUN]..."),
+    ] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder.")] = Path("reports"),
+    results: Results = Path("results"),
+) -> None:
+    """Render runs as an HTML page, Markdown and plots (the same as python -m bench.report)."""
+    from stepmark import report as room
+
+    arguments = [*(runs or []), "-o", str(output), "--results", str(results)]
+    raise typer.Exit(room.main(arguments))
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    try:
+        app()
+    except StepmarkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output (say, head) has seen enough.
+        sys.stderr.close()
+        sys.exit(0)

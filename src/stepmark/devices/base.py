@@ -1,0 +1,97 @@
+"""What a device must be able to do to be measured on."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from stepmark.fingerprint import DeviceInfo
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceMemory:
+    """Bytes on one device since the last reset; ``None`` where there is no such figure."""
+
+    peak_allocated_bytes: int | None = None
+    peak_reserved_bytes: int | None = None
+    nvml_used_bytes: int | None = None
+
+
+class Marks(Protocol):
+    """Points on a device's timeline."""
+
+    def mark(self) -> None:
+        """Set the next point; cheap, and never waits for the device."""
+
+    def intervals_s(self) -> list[float]:
+        """Seconds between neighbouring points; call it after a synchronization."""
+
+
+class Device(Protocol):
+    """One device as one rank uses it.
+
+    Attributes:
+        torch_device: for ``tensor.to``.
+        name: for people, such as ``NVIDIA H200``.
+        marks_steps: points can be set without waiting for the device. Where they cannot, steps
+            are not timed one by one, and phases come from a pass that waits at each point.
+    """
+
+    torch_device: torch.device
+    name: str
+    marks_steps: bool
+
+    def now_s(self) -> float:
+        """The host's clock, in seconds."""
+
+    def synchronize(self) -> None:
+        """Wait until the device has done everything it was given."""
+
+    def marks(self, capacity: int) -> Marks:
+        """Room for ``capacity`` points, made beforehand so that setting one costs little."""
+
+    def configure(self, *, tf32: bool) -> dict[str, str]:
+        """Set precision switches; returns them as read back from torch."""
+
+    def reset_peaks(self) -> None:
+        """Begin a new period for `memory`."""
+
+    def memory(self) -> DeviceMemory:
+        """Peaks since `reset_peaks`."""
+
+    def autocast(self, dtype: torch.dtype) -> Any:
+        """A context in which forward and loss run in ``dtype`` where that is safe."""
+
+    def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
+        """A gradient scaler for this device."""
+
+
+class Backend(Protocol):
+    """A kind of device."""
+
+    process_group: str  # torch.distributed backend for its ranks
+
+    def info(self) -> DeviceInfo | None:
+        """What is there, and what it can do; ``None`` if the machine has none."""
+
+    def software(self) -> dict[str, str]:
+        """Versions of its runtime and driver; empty if the machine has none."""
+
+    def open(self, local_rank: int) -> Device:
+        """The device of one rank."""
+
+
+class TorchDevice:
+    """What all of torch's devices have in common."""
+
+    def __init__(self, torch_device: torch.device, name: str) -> None:
+        self.torch_device = torch_device
+        self.name = name
+
+    def autocast(self, dtype: torch.dtype) -> Any:
+        """See `Device.autocast`."""
+        return torch.autocast(self.torch_device.type, dtype=dtype)
+
+    def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
+        """See `Device.scaler`."""
+        return torch.amp.GradScaler(self.torch_device.type, enabled=enabled)

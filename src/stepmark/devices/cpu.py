@@ -1,0 +1,86 @@
+"""The CPU: work is done when the call returns, so the host's clock is the device's."""
+
+import time
+
+import psutil
+import torch
+
+from stepmark.devices.base import Device, DeviceMemory, TorchDevice
+from stepmark.fingerprint import DeviceInfo
+
+
+class HostMarks:
+    """Points on the host's clock; one costs about 0.1 µs."""
+
+    def __init__(self) -> None:
+        self._points_ns: list[int] = []
+
+    def mark(self) -> None:
+        """See `stepmark.devices.Marks`."""
+        self._points_ns.append(time.perf_counter_ns())
+
+    def intervals_s(self) -> list[float]:
+        """See `stepmark.devices.Marks`."""
+        points = self._points_ns
+        return [(b - a) / 1e9 for a, b in zip(points, points[1:], strict=False)]
+
+
+class CpuDevice(TorchDevice):
+    """See `stepmark.devices.Device`."""
+
+    marks_steps = True
+
+    def now_s(self) -> float:
+        """See `stepmark.devices.Device`."""
+        return time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Nothing to wait for."""
+
+    def marks(self, capacity: int) -> HostMarks:
+        """See `stepmark.devices.Device`."""
+        return HostMarks()
+
+    def configure(self, *, tf32: bool) -> dict[str, str]:
+        """Keep oneDNN from rounding fp32 inputs; it can, to bf16 or tf32, where the CPU has units."""
+        assert not tf32, "obstacle() refuses tf32 on a CPU"
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        torch.backends.mkldnn.conv.fp32_precision = "ieee"
+        return {
+            "mkldnn.matmul.fp32_precision": torch.backends.mkldnn.matmul.fp32_precision,
+            "mkldnn.conv.fp32_precision": torch.backends.mkldnn.conv.fp32_precision,
+        }
+
+    def reset_peaks(self) -> None:
+        """Host memory is read from the process, not from the device."""
+
+    def memory(self) -> DeviceMemory:
+        """None of the accelerators' figures exist."""
+        return DeviceMemory()
+
+
+class CpuBackend:
+    """See `stepmark.devices.Backend`."""
+
+    process_group = "gloo"
+
+    def info(self) -> DeviceInfo:
+        """A CPU is always there."""
+        return DeviceInfo(
+            kind="cpu",
+            names=(f"{psutil.cpu_count() or 1} CPUs",),
+            precisions={
+                "fp32": "",
+                "tf32": "tf32 needs a CUDA device of compute capability 8.0 or higher",
+                "bf16": "",
+                "fp16": "",
+            },
+        )
+
+    def software(self) -> dict[str, str]:
+        """Which vector units torch uses."""
+        return {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
+
+    def open(self, local_rank: int) -> Device:
+        """All ranks share the CPUs; their threads are set apart by the session."""
+        return CpuDevice(torch.device("cpu"), "cpu")

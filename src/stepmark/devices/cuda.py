@@ -1,0 +1,138 @@
+"""CUDA: work is queued on a stream, so points on its timeline are events on that stream."""
+
+import time
+
+import torch
+
+from stepmark.devices.base import Device, DeviceMemory, TorchDevice
+from stepmark.fingerprint import DeviceInfo
+
+_BELOW_AMPERE = "{} needs compute capability 8.0 or higher, {} has {}.{}"
+
+
+class EventMarks:
+    """Events on the current stream, allocated beforehand; resolution about 0.5 µs."""
+
+    def __init__(self, capacity: int) -> None:
+        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(capacity)]
+        # torch creates the CUDA event at its first record; do that outside the window.
+        for event in self._events:
+            event.record()
+        self._used = 0
+
+    def mark(self) -> None:
+        """See `stepmark.devices.Marks`."""
+        self._events[self._used].record()
+        self._used += 1
+
+    def intervals_s(self) -> list[float]:
+        """See `stepmark.devices.Marks`."""
+        events = self._events[: self._used]
+        return [a.elapsed_time(b) / 1e3 for a, b in zip(events, events[1:], strict=False)]
+
+
+class CudaDevice(TorchDevice):
+    """See `stepmark.devices.Device`."""
+
+    marks_steps = True
+
+    def now_s(self) -> float:
+        """See `stepmark.devices.Device`."""
+        return time.perf_counter()
+
+    def synchronize(self) -> None:
+        """See `stepmark.devices.Device`."""
+        torch.cuda.synchronize(self.torch_device)
+
+    def marks(self, capacity: int) -> EventMarks:
+        """See `stepmark.devices.Device`."""
+        return EventMarks(capacity)
+
+    def configure(self, *, tf32: bool) -> dict[str, str]:
+        """fp32 means fp32: cuDNN's own default would round convolutions to tf32."""
+        wanted = "tf32" if tf32 else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = wanted
+        torch.backends.cudnn.conv.fp32_precision = wanted
+        torch.backends.cudnn.rnn.fp32_precision = wanted
+        return {
+            "cuda.matmul.fp32_precision": torch.backends.cuda.matmul.fp32_precision,
+            "cudnn.conv.fp32_precision": torch.backends.cudnn.conv.fp32_precision,
+            "cudnn.benchmark": str(torch.backends.cudnn.benchmark),
+        }
+
+    def reset_peaks(self) -> None:
+        """See `stepmark.devices.Device`."""
+        torch.cuda.reset_peak_memory_stats(self.torch_device)
+
+    def memory(self) -> DeviceMemory:
+        """See `stepmark.devices.Device`."""
+        return DeviceMemory(
+            peak_allocated_bytes=torch.cuda.max_memory_allocated(self.torch_device),
+            peak_reserved_bytes=torch.cuda.max_memory_reserved(self.torch_device),
+            nvml_used_bytes=self._nvml_used_bytes(),
+        )
+
+    def _nvml_used_bytes(self) -> int | None:
+        """Memory in use on the whole device; read once, outside every window."""
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            try:
+                uuid = str(torch.cuda.get_device_properties(self.torch_device).uuid)
+                # By UUID: NVML's order of devices need not be CUDA's.
+                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+                return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
+            finally:
+                pynvml.nvmlShutdown()
+        except pynvml.NVMLError:
+            return None
+
+
+class CudaBackend:
+    """See `stepmark.devices.Backend`."""
+
+    process_group = "nccl"
+
+    def info(self) -> DeviceInfo | None:
+        """See `stepmark.devices.Backend`."""
+        if not torch.cuda.is_available():
+            return None
+        count = torch.cuda.device_count()
+        properties = [torch.cuda.get_device_properties(i) for i in range(count)]
+        oldest = min(properties, key=lambda p: (p.major, p.minor))
+        tf32_and_bf16 = {
+            precision: ""
+            if oldest.major >= 8
+            else _BELOW_AMPERE.format(precision, oldest.name, oldest.major, oldest.minor)
+            for precision in ("tf32", "bf16")
+        }
+        return DeviceInfo(
+            kind="cuda",
+            names=tuple(p.name for p in properties),
+            max_ranks=count,
+            precisions={"fp32": "", **tf32_and_bf16, "fp16": ""},
+        )
+
+    def software(self) -> dict[str, str]:
+        """Versions of CUDA, cuDNN, NCCL and the driver."""
+        if not torch.cuda.is_available():
+            return {}
+        found = {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        if torch.distributed.is_nccl_available():
+            found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            found["driver"] = str(pynvml.nvmlSystemGetDriverVersion())
+            pynvml.nvmlShutdown()
+        except pynvml.NVMLError as error:
+            found["driver"] = f"unknown ({error})"
+        return found
+
+    def open(self, local_rank: int) -> Device:
+        """One device per rank, in CUDA's order."""
+        torch.cuda.set_device(local_rank)
+        name = torch.cuda.get_device_name(local_rank)
+        return CudaDevice(torch.device("cuda", local_rank), name)

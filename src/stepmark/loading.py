@@ -1,0 +1,123 @@
+"""From a dataset to an endless stream of batches, as torch's own DataLoader makes them."""
+
+import ctypes
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
+
+from stepmark.errors import WorkloadError
+from stepmark.scenario import Scenario
+from stepmark.workload import Workload
+
+SEED = 0
+
+
+class EndlessSampler(Sampler[int]):
+    """Indices of one shuffled epoch after another, so that a window meets no epoch's end.
+
+    Restarting the loader costs from nothing to seconds (its workers start anew) and would fall
+    into some windows and not into others; it is measured on its own instead. What does not fill
+    a batch at the end of an epoch is dropped, as ``drop_last=True`` does.
+    """
+
+    def __init__(self, epochs: "RandomSampler | DistributedSampler[Any]", batch_size: int) -> None:
+        self._epochs = epochs
+        self._batch_size = batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        epoch = 0
+        while True:
+            if isinstance(self._epochs, DistributedSampler):
+                self._epochs.set_epoch(epoch)
+            indices = list(self._epochs)
+            yield from indices[: len(indices) - len(indices) % self._batch_size]
+            epoch += 1
+
+
+def make_loader(
+    workload: Workload, scenario: Scenario, rank: int, *, num_batches: int | None = None
+) -> "DataLoader[Any]":
+    """The loader of one rank.
+
+    Args:
+        workload: its dataset and collate function.
+        scenario: batch size, workers and the loader's other settings.
+        rank: which part of the dataset.
+        num_batches: end after so many batches; ``None`` never ends.
+
+    Raises:
+        WorkloadError: the dataset is too small for one batch on each rank.
+    """
+    dataset: Dataset[Any] = workload.dataset
+    num_samples = len(dataset)  # type: ignore[arg-type]
+    need = scenario.batch_size * scenario.world_size
+    if num_samples < need:
+        each = f" on each of {scenario.world_size} ranks" if scenario.world_size > 1 else ""
+        raise WorkloadError(
+            f"batch_size={scenario.batch_size}: the dataset of {scenario.workload} has "
+            f"{num_samples} samples, a batch{each} needs {need}; "
+            f"use at most {num_samples // scenario.world_size}, or a larger dataset"
+            if num_samples
+            else f"the dataset of {scenario.workload} is empty: its length is 0"
+        )
+    epochs: RandomSampler | DistributedSampler[Any]
+    if scenario.world_size > 1:
+        epochs = DistributedSampler(dataset, scenario.world_size, rank, seed=SEED, drop_last=True)
+    else:
+        epochs = RandomSampler(
+            dataset,  # type: ignore[arg-type]
+            generator=torch.Generator().manual_seed(SEED),
+        )
+    sampler: Any = EndlessSampler(epochs, scenario.batch_size)
+    if num_batches is not None:
+        indices = iter(sampler)
+        sampler = [next(indices) for _ in range(num_batches * scenario.batch_size)]
+    workers: dict[str, Any] = {}
+    if scenario.num_workers:
+        workers = {
+            "prefetch_factor": scenario.prefetch_factor,
+            "persistent_workers": scenario.persistent_workers,
+            "worker_init_fn": die_with_parent,
+            # What torch has always done on Linux; from Python 3.14 the default is another one.
+            "multiprocessing_context": "fork" if sys.platform == "linux" else None,
+        }
+    return DataLoader(
+        dataset,
+        batch_size=scenario.batch_size,
+        sampler=sampler,
+        num_workers=scenario.num_workers,
+        collate_fn=workload.collate_fn,
+        pin_memory=scenario.pin_memory,
+        drop_last=True,
+        **workers,
+    )
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """A batch moved to a device, whatever its layout of tensors, tuples, lists and mappings.
+
+    From pinned memory the copy runs beside the host; from pageable memory torch waits for it.
+    """
+    if hasattr(batch, "to"):
+        # Keyword-only where it is a tensor; libraries' own batch types may take a device alone.
+        if isinstance(batch, torch.Tensor):
+            return batch.to(device, non_blocking=True)
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: to_device(item, device) for key, item in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(item, device) for item in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(to_device(item, device) for item in batch)
+    return batch
+
+
+def die_with_parent(_worker: int = 0) -> None:
+    """Ask the kernel (Linux) to kill this process when its parent dies, however it dies."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # from <sys/prctl.h>
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

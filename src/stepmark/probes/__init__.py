@@ -1,0 +1,1 @@
+"""Callbacks and readers that measure."""

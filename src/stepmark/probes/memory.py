@@ -1,0 +1,68 @@
+"""Host memory of a rank and of its loader workers, from the kernel's own accounts (Linux).
+
+``ru_maxrss`` is inherited across exec and useless here; resident sets of forked workers count
+shared pages again in each. So: the resident set's high-water mark, reset by the process itself,
+and the workers' proportional set size. Elsewhere than on Linux the answers are ``None``.
+"""
+
+import os
+from pathlib import Path
+
+import psutil
+
+
+class HostMemory:
+    """Growth of this process's resident set since this object was made."""
+
+    def __init__(self) -> None:
+        self._start_bytes = _status_bytes("VmRSS")
+
+    def reset_peak(self) -> None:
+        """Begin a new period for `peak_growth_bytes`."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self._start_bytes = None  # a peak of unknown age is no reading
+
+    def peak_growth_bytes(self) -> int | None:
+        """Highest resident set of the period less the one at the start; ``None`` if unknown."""
+        peak = _status_bytes("VmHWM")
+        if peak is None or self._start_bytes is None:
+            return None
+        return max(0, peak - self._start_bytes)
+
+
+def workers_bytes() -> int | None:
+    """Sum of the proportional set sizes of this process's children; ``None`` if unknown.
+
+    A page shared by ``n`` processes counts ``1/n`` in each of them.
+    """
+    total = 0
+    for child in psutil.Process(os.getpid()).children(recursive=True):
+        try:
+            lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()
+        except OSError:
+            return None
+        total += sum(_kib(line) for line in lines if line.startswith("Pss:"))
+    return total
+
+
+def num_oom_kills() -> int:
+    """Processes that the kernel has killed on this machine for want of memory, since its boot."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((_kib(line) for line in lines if line.startswith(f"{field}:")), None)
+
+
+def _kib(line: str) -> int:
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,289 @@
+"""The ``measure`` fixture, and pytest-benchmark made to record what it measured.
+
+pytest-benchmark is recorder, table and file format here, never the clock: it is handed the step
+times that a fresh process measured. This module is imported in every pytest run of every project
+that has stepmark installed, so it imports nothing beyond pytest until its fixture is used.
+
+Results go to a run folder at once when ``--benchmark-save`` or ``--benchmark-autosave`` is given;
+pytest-benchmark's own file, with every result inside, follows at the end of the session.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+    from stepmark.result import Result
+    from stepmark.runner import Runner
+    from stepmark.scenario import Plan, Scenario
+    from stepmark.store import RunFolder
+
+BARE_SAVE = "stepmark:unnamed"
+
+
+class Measure(Protocol):
+    """What the fixture gives: ``measure(scenario, plan)``, a `Result`."""
+
+    def __call__(self, scenario: Scenario, plan: Plan | None = None, *, repeat: int = 0) -> Result:
+        """Measure a scenario once, in a fresh process; at most once in a test."""
+
+
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
+    """``--benchmark-save`` without a name, and where runs go."""
+    group = parser.getgroup("stepmark", "stepmark (training-loop benchmarks)")
+    group.addoption(
+        "--stepmark-results",
+        metavar="DIR",
+        default="results",
+        help="Folder for runs saved by --benchmark-save. Default: results",
+    )
+    group.addoption(
+        "--stepmark-resume",
+        metavar="NAME",
+        help="Go on with an interrupted run: what it has is taken, the rest is measured into it.",
+    )
+    pluginmanager.register(_BareSave(parser), "stepmark-bare-save")
+
+
+class _BareSave:
+    """Lets ``pytest bench/ --benchmark-save`` work; pytest-benchmark's parser wants a name."""
+
+    def __init__(self, parser: pytest.Parser) -> None:
+        self._parser = parser
+
+    def pytest_plugin_registered(self, plugin: object, manager: pytest.PytestPluginManager) -> None:
+        """pytest tells of every plugin, of those that came before too; order is not defined."""
+        if manager.get_name(plugin) == "benchmark":
+            self._make_name_optional()
+
+    def _make_name_optional(self) -> None:
+        parser: Any = self._parser
+        if hasattr(parser, "optparser"):  # pytest 9.1 and later: options are argparse's own
+            for action in parser.optparser._actions:
+                if "--benchmark-save" in action.option_strings:
+                    action.nargs, action.const = "?", BARE_SAVE
+                    action.type = _name_parser(action.type)
+            return
+        for group in [parser._anonymous, *parser._groups]:
+            for option in group.options:
+                if "--benchmark-save" in option.names():
+                    attributes = option._attrs
+                    attributes.update(nargs="?", const=BARE_SAVE)
+                    attributes["type"] = _name_parser(attributes["type"])
+
+
+def _name_parser(parse_name: Callable[[str], str]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        import argparse
+
+        if text == BARE_SAVE:
+            return text
+        if os.sep in text or Path(text).exists():
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is a path, read as the NAME to save under; put paths first, as in "
+                f"'pytest {text} --benchmark-save', or write --benchmark-save=NAME"
+            )
+        return parse_name(text)
+
+    return parse
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give an unnamed save its name, and start the record of this session."""
+    if not config.pluginmanager.hasplugin("benchmark"):
+        return
+    if config.option.benchmark_save == BARE_SAVE:
+        from stepmark.store import new_name
+
+        config.option.benchmark_save = new_name()
+    config.pluginmanager.register(_Session(config), "stepmark-session")
+
+
+class _Session:
+    """Everything measured in one pytest session."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._runner: Runner | None = None
+        self._folder: RunFolder | None = None
+        self._not_ok: list[Result] = []
+
+    @property
+    def smoke(self) -> bool:
+        """``--benchmark-disable``: run once to see that it works; nothing is recorded."""
+        option = self._config.option
+        return bool(option.benchmark_disable and not option.benchmark_enable)
+
+    @property
+    def parallel(self) -> bool:
+        """pytest-xdist runs tests side by side."""
+        return "PYTEST_XDIST_WORKER" in os.environ
+
+    def measure(self, scenario: Scenario, plan: Plan, repeat: int) -> Result:
+        """Measure, or take a resumed run's result; save it at once."""
+        folder = self._open_folder(plan)
+        if folder is not None:
+            scenario = scenario.on(self._ready_runner().machine)
+            saved = folder.find(scenario, repeat)
+            if saved is not None:
+                return self._keep(saved)
+        result = self._ready_runner().run(scenario, plan, repeat=repeat)
+        if folder is not None:
+            folder.save(result)
+        return self._keep(result)
+
+    def _keep(self, result: Result) -> Result:
+        if not result.ranks:
+            self._not_ok.append(result)
+        return result
+
+    def _ready_runner(self) -> Runner:
+        if self._runner is None:
+            from stepmark.runner import Runner
+
+            self._runner = Runner()
+        return self._runner
+
+    def _open_folder(self, plan: Plan) -> RunFolder | None:
+        if self._folder is None and not self.smoke:
+            from datetime import UTC, datetime
+
+            from stepmark.store import RunFolder, RunPlan, free_name
+
+            results = self._config.invocation_params.dir / self._config.option.stepmark_results
+            resumed = self._config.option.stepmark_resume
+            wanted = self._config.option.benchmark_save or self._config.option.benchmark_autosave
+            if resumed is not None:
+                self._folder = RunFolder.reopen(results, resumed)
+            elif wanted:
+                created_at = datetime.now(UTC).isoformat(timespec="seconds")
+                planned = RunPlan(created_at=created_at, plan=plan, scenarios=())
+                self._folder = RunFolder.create(results, free_name(results, wanted), planned)
+        return self._folder
+
+    def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
+        """What did not run stands in pytest-benchmark's file too, each with its reason."""
+        if self._not_ok:
+            from stepmark.store import pack
+
+            output_json["stepmark"] = pack(self._not_ok)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Say where the run is."""
+        if self._folder is not None:
+            path = os.path.relpath(self._folder.path, self._config.invocation_params.dir)
+            terminalreporter.write_line(f"stepmark: run saved in {path}")
+
+    def pytest_unconfigure(self) -> None:
+        """End the measuring processes."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+
+class _RecordedClock:
+    """A timer for pytest-benchmark that replays measured step times.
+
+    pytest-benchmark reads its timer before and after each round; every second reading is
+    the duration of a step after the first one, which is 0.
+    """
+
+    def __init__(self) -> None:
+        self.step_s: list[float] = []
+        self._readings = self._replay()
+
+    def __call__(self) -> float:
+        return next(self._readings)
+
+    def _replay(self) -> Iterator[float]:
+        for seconds in self.step_s:
+            yield 0.0
+            yield seconds
+
+
+@pytest.fixture
+def _stepmark_clock(request: pytest.FixtureRequest) -> _RecordedClock:
+    """Must come before ``benchmark``, which reads its timer from this marker when it is made."""
+    clock = _RecordedClock()
+    request.node.add_marker(pytest.mark.benchmark(timer=clock))
+    return clock
+
+
+@pytest.fixture
+def measure(
+    request: pytest.FixtureRequest,
+    _stepmark_clock: _RecordedClock,
+    benchmark: BenchmarkFixture,
+) -> Measure:
+    """Measure one scenario in a fresh process and record it with pytest-benchmark.
+
+    ``measure(scenario, plan)`` returns the `Result`. A scenario that cannot run here skips the
+    test with its reason; one that fails, runs out of memory or time fails it; both are saved.
+    """
+    session = request.config.pluginmanager.get_plugin("stepmark-session")
+    assert isinstance(session, _Session)
+
+    def measure_once(scenario: Scenario, plan: Plan | None = None, *, repeat: int = 0) -> Result:
+        from stepmark.errors import StepmarkError
+
+        try:
+            return _measure(session, benchmark, _stepmark_clock, scenario, plan, repeat)
+        except StepmarkError as error:
+            pytest.fail(str(error), pytrace=False)
+
+    return measure_once
+
+
+def _measure(
+    session: _Session,
+    benchmark: BenchmarkFixture,
+    clock: _RecordedClock,
+    scenario: Scenario,
+    plan: Plan | None,
+    repeat: int,
+) -> Result:
+    from stepmark.errors import UsageError
+    from stepmark.result import Outcome
+    from stepmark.scenario import Plan
+    from stepmark.store import pack
+
+    plan = plan or Plan()
+    if plan.repeats != 1:
+        raise UsageError(
+            f"repeats={plan.repeats}: a test measures one fresh process; parametrize it by "
+            "repeat and call measure(scenario, plan, repeat=repeat)"
+        )
+    if benchmark.stats is not None:
+        raise UsageError("measure: was used in this test already; one test is one result")
+    if session.smoke:
+        plan = Plan(steps=1, warmup=0, timeout=plan.timeout)
+    elif session.parallel:
+        raise UsageError(
+            "measure: tests run side by side (pytest-xdist), and measurements would disturb each "
+            "other; run without -n, or with --benchmark-disable to see only that they work"
+        )
+    result = session.measure(scenario, plan, repeat)
+    if result.outcome is Outcome.SKIPPED:
+        benchmark.skipped = True
+        pytest.skip(result.reason)
+    if result.outcome is not Outcome.OK:
+        benchmark.skipped = True
+        pytest.fail(f"{result.outcome}: {result.reason}\n{result.detail}", pytrace=False)
+    assert result.slowest is not None
+    window = result.slowest.window
+    # Where a device cannot mark steps, the window's mean step stands for them all.
+    clock.step_s = list(window.step_s) or [window.window_s / window.num_steps]
+    benchmark.group = f"{scenario.workload} on {result.scenario.device}"
+    benchmark.extra_info["samples_per_s"] = result.samples_per_s
+    benchmark.extra_info["stepmark"] = pack([result])
+    benchmark.pedantic(lambda: None, rounds=len(clock.step_s))
+    return result

@@ -1,0 +1,159 @@
+"""What the processes of a measurement say to each other: dataclasses as lines of JSON.
+
+    supervisor  --Order-->  host  --(forkserver, elastic)-->  ranks
+    supervisor  <--Hello, Ended--  host
+    supervisor  <--Started, Stage, Done, Failed--  ranks
+
+Host and ranks connect to the supervisor's socket; a closed connection is how a death is noticed.
+"""
+
+import dataclasses
+import json
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+from stepmark.codec import decode, encode
+from stepmark.fingerprint import DeviceInfo
+from stepmark.result import Outcome, RankRecord
+from stepmark.scenario import Plan, Scenario
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hello:
+    """The host is ready; what devices it found."""
+
+    devices: tuple[DeviceInfo, ...]
+    software: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """Measure this.
+
+    Attributes:
+        scenario: with its device resolved.
+        plan: how long.
+        threads: compute threads per rank.
+        requested_s: ``time.monotonic`` at the request.
+        sys_path: where the supervisor finds modules; a user's workload may need it.
+        folder: for the ranks' output.
+        address: the supervisor's socket.
+    """
+
+    scenario: Scenario
+    plan: Plan
+    threads: int
+    requested_s: float
+    sys_path: tuple[str, ...]
+    folder: str
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """All processes of an order are gone.
+
+    Attributes:
+        exit_codes: by rank; negative is the number of the signal that killed it.
+        error: why ranks could not be started at all; empty otherwise.
+    """
+
+    exit_codes: dict[str, int]
+    error: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """A rank runs; its process id is its process group's too."""
+
+    rank: int
+    pid: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What a rank does next, and its samples per second where known."""
+
+    rank: int
+    stage: str
+    samples_per_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A rank's measurement."""
+
+    record: RankRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """A rank ended by an exception."""
+
+    rank: int
+    outcome: Outcome
+    reason: str
+    detail: str
+
+
+Message = Hello | Order | Ended | Started | Stage | Done | Failed
+_KINDS = {kind.__name__: kind for kind in (Hello, Order, Ended, Started, Stage, Done, Failed)}
+
+
+def dumps(message: Message) -> str:
+    """A message as one line of JSON."""
+    assert dataclasses.is_dataclass(message)
+    return json.dumps({"kind": type(message).__name__, "body": encode(message)}, allow_nan=False)
+
+
+def loads(line: str | bytes) -> Message:
+    """A message from its line."""
+    data: dict[str, Any] = json.loads(line)
+    return decode(_KINDS[data["kind"]], data["body"])  # type: ignore[return-value]
+
+
+class Channel:
+    """Messages over a stream socket."""
+
+    def __init__(self, stream: socket.socket) -> None:
+        self._stream = stream
+        self._buffer = b""
+
+    @classmethod
+    def connect(cls, address: str) -> "Channel":
+        """To the supervisor.
+
+        Raises:
+            OSError: it is gone.
+        """
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.connect(address)
+        return cls(stream)
+
+    def fileno(self) -> int:
+        """For selectors."""
+        return self._stream.fileno()
+
+    def send(self, message: Message) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: the other side is gone.
+        """
+        self._stream.sendall(dumps(message).encode() + b"\n")
+
+    def receive(self) -> list[Message] | None:
+        """Wait for data; the messages it completes, or ``None`` once the other side is gone."""
+        try:
+            data = self._stream.recv(1 << 20)
+        except ConnectionError:
+            return None
+        if not data:
+            return None
+        *lines, self._buffer = (self._buffer + data).split(b"\n")
+        return [loads(line) for line in lines]
+
+    def close(self) -> None:
+        """Hang up."""
+        self._stream.close()

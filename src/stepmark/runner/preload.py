@@ -1,0 +1,13 @@
+"""What the forkserver imports once, so that a fresh process starts in milliseconds.
+
+Imports alone: a tensor operation, a CUDA call or a thread setting here would be inherited by
+every measurement (a thread pool does not survive a fork, a CUDA context must not).
+"""
+
+import torchvision.datasets
+import torchvision.transforms.v2  # noqa: F401
+
+import stepmark.runner.rank
+import stepmark.workloads.articles
+import stepmark.workloads.gpt
+import stepmark.workloads.vision  # noqa: F401

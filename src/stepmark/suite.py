@@ -1,0 +1,91 @@
+"""Measuring a list of scenarios into a run folder, in order, with resume."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from stepmark import store, workloads
+from stepmark.errors import UsageError
+from stepmark.result import Result
+from stepmark.runner import Runner
+from stepmark.scenario import Plan, Scenario
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One scenario, one of its repeats."""
+
+    scenario: Scenario
+    repeat: int
+
+
+def check(scenarios: list[Scenario]) -> None:
+    """Find out what is wrong before the first process starts.
+
+    Raises:
+        WorkloadError: a workload is known not to exist.
+    """
+    for workload in dict.fromkeys(scenario.workload for scenario in scenarios):
+        workloads.check(workload)
+
+
+def begin(results: Path, name: str, scenarios: list[Scenario], plan: Plan) -> store.RunFolder:
+    """Make a run's folder, before anything is measured that could not be saved.
+
+    Raises:
+        UsageError: the name is no name, or taken.
+        StoreError: the folder cannot be written.
+    """
+    created_at = datetime.now(UTC).isoformat(timespec="seconds")
+    planned = store.RunPlan(created_at=created_at, plan=plan, scenarios=tuple(scenarios))
+    return store.RunFolder.create(results, name, planned)
+
+
+def tasks(planned: store.RunPlan) -> list[Task]:
+    """Everything a run set out to measure, a whole round of scenarios after another.
+
+    A machine that drifts then shows up as spread between repeats, not as a difference between
+    the first and the last scenario.
+    """
+    rounds = range(planned.plan.repeats)
+    return [Task(scenario=s, repeat=r) for r in rounds for s in planned.scenarios]
+
+
+def resolve(scenarios: list[Scenario], runner: Runner) -> list[Scenario]:
+    """Scenarios with ``auto`` resolved; two that become the same are one."""
+    return list(dict.fromkeys(scenario.on(runner.machine) for scenario in scenarios))
+
+
+def measure(folder: store.RunFolder, runner: Runner) -> Iterator[tuple[Task, Result | None]]:
+    """Measure what a run still lacks, saving each result before the next begins.
+
+    Yields:
+        Each task twice: before it is measured with ``None``, and with its result after it was
+        saved. A task that had its result already comes once, with it.
+
+    Raises:
+        UsageError: the run was begun on other hardware.
+        StoreError: a result cannot be read or saved.
+    """
+    for task in tasks(folder.planned):
+        saved = folder.find(task.scenario, task.repeat)
+        if saved is not None:
+            _check_same_hardware(saved, runner, folder)
+            yield task, saved
+            continue
+        yield task, None
+        result = runner.run(task.scenario, folder.planned.plan, repeat=task.repeat)
+        folder.save(result)
+        yield task, result
+
+
+def _check_same_hardware(saved: Result, runner: Runner, folder: store.RunFolder) -> None:
+    then, now = saved.machine.hardware, runner.machine.hardware
+    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
+    if changed:
+        key = changed[0]
+        raise UsageError(
+            f"{folder.path}: was begun on other hardware ({key}: {then.get(key)} then, "
+            f"{now.get(key)} now); measure a new run under another name"
+        )
