@@ -11,7 +11,7 @@ import pytest
 from stepmark import Plan, Scenario, matrix
 from stepmark.pytest_plugin import Measure
 
-REPEATS = 2
+REPEATS = 3
 PLAN = Plan(steps=50, max_seconds=4.0)
 
 FASHION = "mlp-fashion-mnist"

@@ -1,0 +1,256 @@
+"""Figures: lines and bars, in colours and marks that survive colour blindness and grey print.
+
+Everything is drawn on `Figure` objects; pyplot and its global state are not used.
+"""
+
+import io
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+# Okabe and Ito's palette (2008), without its yellow, which is too pale for a line on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = "os^DvPX"
+_DASHES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (3, 3)), (0, (1, 3)))
+MOST_LINES = len(COLOURS)
+
+PART_STYLES = {
+    "data_wait": ("#D55E00", "////"),
+    "h2d": ("#E69F00", ".."),
+    "forward": ("#0072B2", ""),
+    "backward": ("#56B4E9", "\\\\"),
+    "optimizer": ("#009E73", "xx"),
+    "other": ("#BBBBBB", ""),
+    "process": ("#BBBBBB", ""),
+    "import": ("#CC79A7", "\\\\"),
+    "build": ("#E69F00", ".."),
+    "process group": ("#000000", ""),
+    "first batch": ("#D55E00", "////"),
+    "first step": ("#0072B2", ""),
+}
+
+_PART_NAMES = {"h2d": "to device (h2d)"}
+
+_STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.7,
+    # A workload's name may hold a dollar sign, which would start a formula.
+    "text.parse_math": False,
+}
+_DPI = 150
+_SIGNATURE = "stepmark report"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A series with its repeats.
+
+    Attributes:
+        label: for the legend.
+        points: by x, the values of the repeats.
+    """
+
+    label: str
+    points: Mapping[float, Sequence[float]]
+
+
+def style() -> AbstractContextManager[None]:
+    """The look of all figures; draw and save inside it."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def to_png(figure: Figure) -> bytes:
+    """The drawing as PNG, signed."""
+    file = io.BytesIO()
+    figure.savefig(file, dpi=_DPI, format="png", metadata={"Software": _SIGNATURE})
+    return file.getvalue()
+
+
+def is_signed(png: bytes) -> bool:
+    """Whether a PNG was drawn here, so that a later report may replace it."""
+    return b"tEXtSoftware\0" + _SIGNATURE.encode("ascii") in png
+
+
+def draw_lines(
+    lines: Sequence[Line],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    x_log2: bool = False,
+    ideal: float | None = None,
+) -> Figure:
+    """Lines through the medians; whiskers from the smallest to the largest repeat.
+
+    Args:
+        lines: at most `MOST_LINES`.
+        title: over the axes.
+        x_label, y_label: with units.
+        x_log2: x doubles from tick to tick.
+        ideal: a level to hold the lines against.
+    """
+    figure = Figure(figsize=(6.0, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    for place, line in enumerate(lines):
+        _draw_line(axes, line, place)
+    if ideal is not None:
+        axes.axhline(ideal, color="#777777", linewidth=1, label="ideal")
+    if x_log2:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted({x for line in lines for x in line.points}))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.6g}"))
+    highest = max(max(values) for line in lines for values in line.points.values())
+    axes.set_ylim(0, 1.08 * max(highest, ideal or 0.0) or 1.0)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    _set_title(axes, title)
+    axes.legend(fontsize=9, loc="best")
+    return figure
+
+
+def _draw_line(axes: Axes, line: Line, place: int) -> None:
+    points = sorted(line.points.items())
+    x = [value for value, _ in points]
+    y = [statistics.median(repeats) for _, repeats in points]
+    below = [middle - min(repeats) for middle, (_, repeats) in zip(y, points, strict=True)]
+    above = [max(repeats) - middle for middle, (_, repeats) in zip(y, points, strict=True)]
+    axes.errorbar(
+        x,
+        y,
+        yerr=[below, above],
+        label=line.label,
+        color=COLOURS[place],
+        marker=_MARKERS[place],
+        linestyle=_DASHES[place],
+        markersize=5.5,
+        capsize=3.5,
+        elinewidth=1.2,
+    )
+
+
+def draw_stacked_bars(
+    labels: Sequence[str],
+    parts: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    quantity: str,
+) -> Figure:
+    """Horizontal bars of seconds, each made of parts; the unit fits the longest.
+
+    Args:
+        labels: one per bar, from the top.
+        parts: by a name in `PART_STYLES`, seconds for every bar.
+        title: over the axes.
+        quantity: what the seconds are.
+    """
+    figure, axes = _bar_axes(labels, title)
+    totals = [sum(column) for column in zip(*parts.values(), strict=True)]
+    scale, unit = _seconds_unit(max(totals))
+    left = [0.0] * len(labels)
+    for name, values in parts.items():
+        colour, hatch = PART_STYLES[name]
+        widths = [value / scale for value in values]
+        axes.barh(
+            range(len(labels)),
+            widths,
+            left=left,
+            height=0.72,
+            color=colour,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.5,
+            label=_PART_NAMES.get(name, name.replace("_", " ")),
+        )
+        left = [start + width for start, width in zip(left, widths, strict=True)]
+    axes.set_xlabel(f"{quantity} ({unit})")
+    _legend_below(figure)
+    return figure
+
+
+def draw_grouped_bars(
+    labels: Sequence[str],
+    series: Mapping[str, Sequence[float | None]],
+    *,
+    title: str,
+    x_label: str,
+) -> Figure:
+    """Horizontal bars beside each other; a missing value leaves a gap.
+
+    Args:
+        labels: one per group of bars, from the top.
+        series: by name, one value per label.
+        title: over the axes.
+        x_label: with its unit.
+    """
+    figure, axes = _bar_axes(labels, title, bars=len(series))
+    height = 0.8 / len(series)
+    hatches = ("", "////", "..", "xx", "\\\\")
+    for place, (name, values) in enumerate(series.items()):
+        axes.barh(
+            [i - 0.4 + (place + 0.5) * height for i in range(len(labels))],
+            [float("nan") if value is None else value for value in values],
+            height=height,
+            color=COLOURS[place],
+            hatch=hatches[place],
+            edgecolor="white",
+            linewidth=0.5,
+            label=name,
+        )
+    axes.set_xlabel(x_label)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.6g}"))
+    _legend_below(figure)
+    return figure
+
+
+def _bar_axes(labels: Sequence[str], title: str, bars: int = 1) -> tuple[Figure, Axes]:
+    row = 0.30 if bars == 1 else 0.16 + 0.13 * bars
+    figure = Figure(figsize=(8.0, 1.5 + row * len(labels)), layout="constrained")
+    axes = figure.add_subplot()
+    wrapped = [textwrap.fill(label, 48) for label in labels]
+    axes.set_yticks(range(len(labels)), wrapped, fontsize=9)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    _set_title(axes, title)
+    return figure, axes
+
+
+def _set_title(axes: Axes, title: str) -> None:
+    # Matplotlib's own wrapping would read a dollar sign as the start of a formula.
+    axes.set_title("\n".join(textwrap.fill(line, 66) for line in title.split("\n")), loc="left")
+
+
+def _legend_below(figure: Figure) -> None:
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), fontsize=9)
+
+
+def _seconds_unit(longest_s: float) -> tuple[float, str]:
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if longest_s >= scale:
+            return scale, unit
+    return 1e-9, "ns"
+
+
+def chunks(items: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """Pieces of about equal length, none longer than ``most``."""
+    num_pieces = -(-len(items) // most)
+    size = -(-len(items) // max(num_pieces, 1))
+    return [items[start : start + size] for start in range(0, len(items), size or 1)]

@@ -1,0 +1,173 @@
+"""On what, with what and when the numbers were made, and how to make them again."""
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from stepmark.fingerprint import Commit, Machine
+from stepmark.report.blocks import Block, Code, Heading, Paragraph, Table
+from stepmark.report.cells import AXES, axis_default, axis_key
+from stepmark.report.material import Material
+from stepmark.report.wording import EMPTY, count, from_to, listed
+from stepmark.result import RankRecord, Result
+from stepmark.scenario import Plan, Scenario
+from stepmark.store import Run
+from stepmark.units import format_bytes, format_seconds
+
+_BOTH_WORDS = frozenset({0, 1})
+
+
+def conditions(material: Material) -> Sequence[Block]:
+    """Machine, software, threads and settings, commit, time, and the command, for each run."""
+    blocks: list[Block] = []
+    for label, run in material.runs.items():
+        if material.several_runs:
+            blocks.append(Heading(text=label))
+        blocks += _of_run(run)
+    return blocks
+
+
+def _of_run(run: Run) -> list[Block]:
+    machines = list({repr(r.machine): r.machine for r in run.results}.values())
+    blocks: list[Block] = []
+    for number, machine in enumerate(machines, 1):
+        name = f"Machine {number} of {len(machines)}" if len(machines) > 1 else "Machine"
+        blocks.append(
+            Table(header=(name, ""), rows=_machine_rows(machine), text_columns=_BOTH_WORDS)
+        )
+    ranks = [rank for result in run.results for rank in result.ranks]
+    if ranks:
+        rows = _settings_rows(run.results, ranks)
+        blocks.append(
+            Table(header=("Threads and settings", ""), rows=rows, text_columns=_BOTH_WORDS)
+        )
+    rows = _time_rows(run)
+    blocks.append(Table(header=("Run", ""), rows=rows, text_columns=_BOTH_WORDS))
+    text = "To measure this again"
+    again = _again(run)
+    blocks.append(
+        Paragraph(text=f"{text}, at the commit above:" if "stepmark" in again else f"{text}:")
+    )
+    blocks.append(Code(text=again))
+    return blocks
+
+
+def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
+    facts = {"host": machine.host, **machine.hardware, **machine.software}
+    rows = [(name, _fact(name, value)) for name, value in facts.items()]
+    for device in machine.devices:
+        limits = [f"no {p}: {why}" for p, why in device.precisions.items() if why]
+        what = listed(list(dict.fromkeys(device.names))) or device.kind
+        if len(device.names) > 1:
+            what = f"{len(device.names)} × {what}"
+        rows.append((f"device {device.kind}", "; ".join([what, *limits])))
+    return rows
+
+
+def _fact(name: str, value: str) -> str:
+    return format_bytes(int(value)) if name.endswith("_bytes") and value.isdigit() else value
+
+
+def _settings_rows(results: Sequence[Result], ranks: Sequence[RankRecord]) -> list[tuple[str, str]]:
+    threads: dict[int, set[int]] = {}
+    for result in results:
+        for rank in result.ranks:
+            threads.setdefault(result.scenario.world_size, set()).add(rank.num_threads)
+    rows = [
+        (
+            f"threads per rank, {count(world_size, 'rank')}",
+            listed([str(number) for number in sorted(numbers)]),
+        )
+        for world_size, numbers in sorted(threads.items())
+    ]
+    names = dict.fromkeys(name for rank in ranks for name in rank.settings)
+    for name in names:
+        values = dict.fromkeys(rank.settings.get(name, EMPTY) for rank in ranks)
+        rows.append((name, _varied(list(values))))
+    rows.append(("data", "; ".join(dict.fromkeys(rank.data for rank in ranks))))
+    return rows
+
+
+def _varied(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else f"{listed(values)} (differs between scenarios)"
+
+
+def _time_rows(run: Run) -> list[tuple[str, str]]:
+    started = sorted(result.started_at for result in run.results)
+    commits = list(dict.fromkeys(result.commit for result in run.results))
+    plans = dict.fromkeys(dataclasses.replace(result.plan, repeats=1) for result in run.results)
+    return [
+        ("name", run.name),
+        ("commit", listed([_commit(commit) for commit in commits])),
+        ("started", from_to(started, str)),
+        ("measuring time", format_seconds(sum(result.wall_s for result in run.results))),
+        ("plan", listed([_plan(plan) for plan in plans])),
+    ]
+
+
+def _commit(commit: Commit | None) -> str:
+    if commit is None:
+        return "none: the working directory was no git repository"
+    dirty = "with uncommitted changes" if commit.dirty else "clean"
+    branch = f" on {commit.branch}" if commit.branch else ""
+    return f"{commit.id}{branch}, {dirty}, of {commit.time}"
+
+
+def _plan(plan: Plan) -> str:
+    return (
+        f"{count(plan.steps, 'step')} or {plan.max_seconds:g} s per window, at least "
+        f"{count(plan.warmup, 'warm-up step')}, killed after {plan.timeout:g} s"
+    )
+
+
+def _again(run: Run) -> str:
+    """The commands that measure the run's scenarios once more."""
+    if run.path.is_file():
+        return "pytest bench/ --benchmark-save"
+    scenarios = list(dict.fromkeys(result.scenario for result in run.results))
+    plan = max((result.plan for result in run.results), key=lambda plan: plan.repeats)
+    return "\n".join(_command(axes, plan) for axes in _products(scenarios))
+
+
+def _products(scenarios: Sequence[Scenario]) -> list[dict[str, tuple[Any, ...]]]:
+    """The scenarios as few products of axes, since one command measures one product.
+
+    Axis by axis, products that are equal on all other axes are joined.
+    """
+    names = (*AXES, "device", "workload")
+    products = [{name: (getattr(scenario, name),) for name in names} for scenario in scenarios]
+    for axis in names:
+        joined: dict[tuple[Any, ...], dict[str, tuple[Any, ...]]] = {}
+        for product in products:
+            rest = tuple(product[name] for name in names if name != axis)
+            into = joined.setdefault(rest, {**product, axis: ()})
+            into[axis] += product[axis]
+        products = list(joined.values())
+    return products
+
+
+def _command(axes: dict[str, tuple[Any, ...]], plan: Plan) -> str:
+    words = ["stepmark run", *(f"--workload {shlex.quote(w)}" for w in axes["workload"])]
+    for name, values in axes.items():
+        # The default batch size is the workload's own, and the default device the best one.
+        if name != "workload" and (
+            values != (axis_default(name),) or name in ("device", "batch_size")
+        ):
+            written = ",".join(_written(value) for value in sorted(values, key=axis_key))
+            words.append(f"{_option(name)} {written}")
+    for field in dataclasses.fields(Plan):
+        value = getattr(plan, field.name)
+        if value != field.default:
+            words.append(f"{_option(field.name)} {value:g}")
+    return " ".join(words)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _written(value: Any) -> str:
+    if value is None:
+        return "auto"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,102 @@
+"""The summary in words: statements with figures, each from scenarios that differ in one thing."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from stepmark.report.blocks import Block, Finding, Findings, Heading, Paragraph, Table
+from stepmark.report.cells import Cell, Group, num_off_default
+from stepmark.report.contrast import SINGLE_PROCESS_BAND, THROUGHPUT, typical_spread
+from stepmark.report.findings import group_findings, plain_partner
+from stepmark.report.material import Material
+from stepmark.report.wording import EMPTY, count, percent
+from stepmark.result import Outcome
+from stepmark.units import format_percent, format_rate
+
+
+def summary(material: Material) -> Sequence[Block]:
+    """What was found, for each run by itself; runs are not compared here."""
+    blocks: list[Block] = []
+    if material.several_runs:
+        text = "Each run by itself. To compare two of them, use stepmark compare BASE HEAD."
+        blocks.append(Paragraph(text=text))
+    for run in material.runs:
+        if material.several_runs:
+            blocks.append(Heading(text=run))
+        blocks.append(Findings(items=list(_overview(material, run))))
+        groups = material.groups(run)
+        if len(groups) > 1:
+            blocks.append(_at_a_glance(material, groups))
+        for group in groups:
+            blocks.append(Heading(text=group.title))
+            blocks.append(Findings(items=list(group_findings(material, group))))
+    return blocks
+
+
+def _overview(material: Material, run: str) -> Iterator[Finding]:
+    yield _outcomes(material, run)
+    cells = [cell for cell in material.cells if cell.run == run]
+    if cells:
+        yield _noise(material, run, cells)
+
+
+def _at_a_glance(material: Material, groups: Sequence[Group]) -> Table:
+    header = ("workload and device", "fastest", "samples/s", "plain loop", "data wait")
+    rows = [_glance(material, group) for group in groups]
+    caption = "Samples/s of the fastest scenario, and of the plain loop at its batch size"
+    return Table(header=header, rows=rows, caption=caption, text_columns=frozenset({0, 1}))
+
+
+def _glance(material: Material, group: Group) -> tuple[str, ...]:
+    best = group.fastest
+    if best is None:
+        return (group.title, *[EMPTY] * 4)
+    plain = plain_partner(material, best) if num_off_default(best.scenario) else best
+    return (
+        group.title,
+        group.label(best),
+        format_rate(best.samples_per_s),
+        format_rate(plain.samples_per_s) if plain else EMPTY,
+        percent(best.share("data_wait")),
+    )
+
+
+def _outcomes(material: Material, run: str) -> Finding:
+    results = material.runs[run].results
+    failures = [failure.result for failure in material.failures if failure.run == run]
+    num_scenarios = len({result.scenario for result in results})
+    num_ok = len(results) - len(failures)
+    text = (
+        f"{count(num_scenarios, 'scenario')}, {count(len(results), 'measurement')} "
+        f"(one per scenario and repeat): {num_ok} ok"
+    )
+    by_outcome = Counter(result.outcome for result in failures)
+    words = {Outcome.OOM: "out of memory", Outcome.TIMEOUT: "timed out", Outcome.OK: "empty"}
+    for outcome, number in by_outcome.items():
+        text += f", {number} {words.get(outcome, outcome.value)}"
+    missing = len(material.runs[run].missing)
+    text += f". The run was interrupted, {missing} more planned" if missing else ""
+    reasons = Counter(result.reason for result in failures).most_common(3)
+    if reasons:
+        text += f". Reasons: {'; '.join(f'{reason} ({number})' for reason, number in reasons)}"
+    return Finding(lead="Measured", text=f"{text}.")
+
+
+def _noise(material: Material, run: str, cells: Sequence[Cell]) -> Finding:
+    spread = typical_spread(cells)
+    if spread is None:
+        text = (
+            "Every scenario was measured in one process only, and a single process cannot tell "
+            "small differences: fresh processes of unchanged code had a spread of 15 % on a noisy "
+            f"machine. Ratios below {1 + SINGLE_PROCESS_BAND:g}× are therefore not called a "
+            "difference here; --repeats 3 shows smaller ones."
+        )
+        return Finding(lead="Noise", text=text)
+    widest = max(cells, key=lambda cell: cell.spread(THROUGHPUT) or 0.0)
+    group = next(g for g in material.groups(run) if widest in g.cells)
+    text = (
+        f"Between fresh processes of one scenario, throughput lies {format_percent(spread)} apart "
+        f"(largest minus smallest over median; the median of all scenarios), at worst "
+        f"{percent(widest.spread(THROUGHPUT) or 0.0)} ({group.title}, {group.label(widest)}). A "
+        "difference is only called one where it clearly exceeds this spread."
+    )
+    return Finding(lead="Noise", text=text)

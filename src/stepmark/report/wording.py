@@ -1,0 +1,74 @@
+"""Words for scenarios and numbers, the same everywhere in a report."""
+
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any, TypeVar
+
+EMPTY = "—"
+T = TypeVar("T", float, str)
+
+_AXIS_WORDS: dict[str, Callable[[Any], str]] = {
+    "batch_size": lambda v: f"batch {v}",
+    "num_workers": lambda v: count(v, "worker"),
+    "precision": str,
+    "accumulation": lambda v: f"accumulation {v}",
+    "world_size": lambda v: "1 process" if v == 1 else f"{v} ranks",
+    "pin_memory": lambda v: "pinned memory" if v else "pageable memory",
+    "prefetch_factor": lambda v: f"prefetch {v}",
+    "persistent_workers": lambda v: "persistent workers" if v else "workers anew each epoch",
+    "threads": lambda v: "threads shared out" if v is None else count(v, "thread"),
+    "ddp": lambda v: "DDP wrapper" if v else "no DDP wrapper at one process",
+}
+
+
+def axis_words(axis: str, value: Any) -> str:
+    """A scenario's field in words: ``num_workers`` 2 gives ``2 workers``."""
+    write = _AXIS_WORDS.get(axis)
+    return write(value) if write else f"{axis.replace('_', ' ')} {value}"
+
+
+def sentence(text: str) -> str:
+    """The text with a capital at its front; the rest stays as it is."""
+    return text[:1].upper() + text[1:]
+
+
+def count(number: int, noun: str) -> str:
+    """``2 workers``, ``1 worker``."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def listed(items: Sequence[str], *, most: int = 8) -> str:
+    """``a, b and c``; beyond ``most`` the rest is counted."""
+    if len(items) > most:
+        return f"{', '.join(items[:most])} and {len(items) - most} more"
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def shorten(name: str, most: int = 40) -> str:
+    """A workload's name for titles: no folders, the middle of a long one left out."""
+    name = PurePath(name).name or name
+    if len(name) <= most:
+        return name
+    half = (most - 1) // 2
+    return f"{name[:half]}…{name[-half:]}"
+
+
+def times(ratio: float) -> str:
+    """A ratio: ``1.42×``, ``12×``."""
+    return f"{ratio:.0f}×" if ratio >= 9.95 else f"{ratio:.2f}×"
+
+
+def percent(fraction: float) -> str:
+    """A share in whole percent: ``62 %``."""
+    return f"{fraction * 100:.0f} %"
+
+
+def known(value: float | None, write: Callable[[float], str]) -> str:
+    """The number written, or a dash where there is none."""
+    return EMPTY if value is None else write(value)
+
+
+def from_to(values: Sequence[T], write: Callable[[T], str]) -> str:
+    """``1.2 to 2.1``, or the one number where both ends read the same."""
+    low, high = write(min(values)), write(max(values))
+    return low if low == high else f"{low} to {high}"

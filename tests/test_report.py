@@ -1,0 +1,536 @@
+"""The report: what it says, that it stands alone, and that it refuses politely."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from stepmark import report
+from stepmark.report.blocks import Findings, Plot, Table
+from stepmark.report.cells import Group
+from stepmark.report.contrast import Verdict, contrast
+from stepmark.report.drawing import is_signed
+from stepmark.report.material import Material
+from stepmark.report.sections import SECTIONS
+from stepmark.report.sections.breakdown import phases
+from stepmark.report.sections.doubts import doubts
+from stepmark.report.sections.summary import summary
+from stepmark.report.sections.tables import every_scenario
+from stepmark.result import EndedBy, Outcome, Reading, Result, WarmUp
+from stepmark.scenario import Scenario, matrix
+from stepmark.store import Run
+from tests.factories import (
+    MIB,
+    make_commit,
+    make_machine,
+    make_memory,
+    make_repeats,
+    make_result,
+    make_run,
+    make_scenario,
+    make_window,
+    save_run,
+)
+
+WAITING = {"data_wait": 0.62, "h2d": 0.01, "forward": 0.12, "backward": 0.2, "optimizer": 0.04}
+FED = {"data_wait": 0.08, "h2d": 0.02, "forward": 0.3, "backward": 0.5, "optimizer": 0.08}
+
+
+def steady(scenario: Scenario, samples_per_s: float, **overrides: object) -> list[Result]:
+    """Three repeats that differ by 1 %."""
+    rates = [samples_per_s * factor for factor in (0.995, 1.0, 1.005)]
+    return make_repeats(scenario, samples_per_s=rates, **overrides)
+
+
+def rendered(out: Path, *runs: Run) -> tuple[str, str]:
+    """The report of runs as HTML and as Markdown."""
+    index = report.render(runs, out)
+    return index.read_text("utf-8"), (out / "report.md").read_text("utf-8")
+
+
+def findings(*results: Result, lead: str) -> list[str]:
+    """The statements with this lead, in summary and doubts of one run."""
+    material = Material([make_run(*results)])
+    blocks = [*summary(material), *doubts(material)]
+    items = [item for block in blocks if isinstance(block, Findings) for item in block.items]
+    return [item.text for item in items if item.lead == lead]
+
+
+def headings(markdown: str) -> list[str]:
+    return re.findall(r"^## (.*)$", markdown, re.MULTILINE)
+
+
+def only_group(results: Sequence[Result]) -> Group:
+    (group,) = Material([make_run(*results)]).groups()
+    return group
+
+
+# What the summary says.
+
+
+def test_fastest_scenario_is_named_with_its_lead_over_slowest_and_plain_loop() -> None:
+    results = [
+        *steady(make_scenario(batch_size=16), 500.0),
+        *steady(make_scenario(batch_size=64), 1000.0),
+        *steady(make_scenario(batch_size=64, precision="bf16"), 2000.0),
+    ]
+    (text,) = findings(*results, lead="Fastest")
+    assert text == (
+        "Batch 64, bf16: 2,000 samples/s (3 processes: 1,990 to 2,010), 32.0 ms a step. That is "
+        "4.00× the slowest (batch 16, fp32: 500) and 2.00× the plain loop at that batch size "
+        "(batch 64, fp32: 1,000)."
+    )
+
+
+def test_scenarios_within_the_noise_of_the_fastest_are_named_beside_it() -> None:
+    results = [
+        *steady(make_scenario(batch_size=64), 1000.0),
+        *steady(make_scenario(batch_size=128), 1004.0),
+        *steady(make_scenario(batch_size=16), 500.0),
+    ]
+    (text,) = findings(*results, lead="Fastest")
+    assert text.startswith("Batch 128:")
+    assert "Too close to the fastest to be told from it: batch 64: 1,000." in text
+
+
+def test_difference_within_the_spread_of_repeats_is_not_claimed() -> None:
+    results = [
+        *make_repeats(make_scenario(), samples_per_s=[900.0, 1000.0, 1100.0]),
+        *make_repeats(make_scenario(precision="bf16"), samples_per_s=[950.0, 1060.0, 1150.0]),
+    ]
+    (text,) = findings(*results, lead="Precision")
+    assert text.startswith(
+        "bf16 against fp32 is not shown to pay here: no difference that this run can show (1.06×, "
+        "short of 1.30×), at batch 64, bf16."
+    )
+    (fastest,) = findings(*results, lead="Fastest")
+    assert "no difference that this run can show from the slowest" in fastest
+
+
+def test_single_processes_tell_large_differences_only() -> None:
+    def verdict(samples_per_s: float) -> Verdict:
+        group = only_group(
+            [
+                make_result(make_scenario(), samples_per_s=1000.0),
+                make_result(make_scenario(precision="bf16"), samples_per_s=samples_per_s),
+            ]
+        )
+        return contrast(group.cells[1], group.cells[0], group.cells).verdict
+
+    assert verdict(1400.0) is Verdict.NOT_SHOWN
+    assert verdict(700.0) is Verdict.NOT_SHOWN
+    assert verdict(1600.0) is Verdict.MORE
+    assert verdict(600.0) is Verdict.LESS
+    (text,) = findings(make_result(), lead="Noise")
+    assert "a single process cannot tell small differences" in text
+    assert "--repeats 3" in text
+
+
+def test_repeats_that_agree_by_chance_are_held_against_the_typical_spread() -> None:
+    lucky = [
+        *make_repeats(make_scenario(batch_size=64), samples_per_s=[1000.0, 1000.0, 1000.0]),
+        *make_repeats(make_scenario(batch_size=128), samples_per_s=[1050.0, 1050.0, 1050.0]),
+    ]
+    noisy = [
+        result
+        for size in (8, 16, 32)
+        for result in make_repeats(
+            make_scenario(batch_size=size), samples_per_s=[900.0, 1000.0, 1100.0]
+        )
+    ]
+    alone, among = only_group(lucky), only_group([*lucky, *noisy])
+    assert contrast(alone.cells[1], alone.cells[0], alone.cells).verdict is Verdict.MORE
+    assert contrast(among.cells[4], among.cells[3], among.cells).verdict is Verdict.NOT_SHOWN
+
+
+def test_precision_is_judged_on_matched_pairs_alone() -> None:
+    # bf16 was only measured with workers and fp32 without: no pair is equal but for precision.
+    unmatched = [
+        *steady(make_scenario(), 1000.0),
+        *steady(make_scenario(precision="bf16", num_workers=2), 3000.0),
+    ]
+    assert findings(*unmatched, lead="Precision") == []
+    matched = [*unmatched, *steady(make_scenario(precision="bf16"), 1500.0)]
+    (text,) = findings(*matched, lead="Precision")
+    assert text.startswith(
+        "bf16 against fp32 pays here: faster, 1.50×, at batch 64, 0 workers, bf16."
+    )
+
+
+def test_many_pairs_are_counted_by_verdict() -> None:
+    results = [
+        result
+        for size, bf16_per_s in ((16, 500.0), (64, 1002.0), (256, 1500.0), (512, 1600.0))
+        for result in (
+            *steady(make_scenario(batch_size=size), 1000.0),
+            *steady(make_scenario(batch_size=size, precision="bf16"), bf16_per_s),
+        )
+    ]
+    (text,) = findings(*results, lead="Precision")
+    assert text.startswith(
+        "bf16 against fp32 pays in part: faster in 2 of 4 matched pairs (1.50× to 1.60×, most at "
+        "batch 512, bf16); slower in 1 (0.50× at batch 16, bf16); no difference that this run can "
+        "show in 1 (1.00×"
+    )
+
+
+def test_pairs_with_skipped_optimizer_steps_are_left_out() -> None:
+    results = [
+        *steady(make_scenario(), 1000.0),
+        *steady(make_scenario(precision="fp16"), 3000.0, rank={"skipped_steps": 4}),
+    ]
+    (text,) = findings(*results, lead="Precision")
+    assert text == (
+        "fp16 against fp32: not compared. Left out: 1 scenario in which the gradient scaler "
+        "skipped steps."
+    )
+    (fastest,) = findings(*results, lead="One scenario")
+    assert fastest.startswith("Batch 64, fp32: 1,000 samples/s")
+
+
+def test_results_of_different_commits_are_not_paired() -> None:
+    results = [
+        *steady(make_scenario(), 1000.0),
+        *steady(make_scenario(precision="bf16"), 2000.0, commit=make_commit(id="f" * 40)),
+    ]
+    assert findings(*results, lead="Precision") == []
+    assert "2 commits" in findings(*results, lead="Different commits")[0]
+
+
+def test_loader_bound_scenario_is_told_with_what_workers_change() -> None:
+    results = [
+        *steady(make_scenario(), 1000.0, shares=WAITING),
+        *steady(make_scenario(num_workers=2), 2400.0, shares=FED),
+    ]
+    (text,) = findings(*results, lead="Data wait")
+    assert text == (
+        "At most 62 % of the step, at batch 64, 0 workers: loader-bound. With 2 workers in place "
+        "of 0, all else equal, it goes from 62 % to 8 %; throughput: 2.40×."
+    )
+    (workers,) = findings(*results, lead="Workers")
+    assert workers == (
+        "2 workers against 0: faster, 2.40×, at batch 64, 2 workers. Data wait is 8 % of the "
+        "step, against 62 %."
+    )
+
+
+def test_waiting_for_data_without_another_worker_count_says_so() -> None:
+    (text,) = findings(make_result(shares=WAITING), lead="Data wait")
+    assert "Not measured with another number of workers" in text
+
+
+def test_accumulation_is_held_against_one_large_batch_in_speed_and_memory() -> None:
+    def memory(peak_mib: int) -> dict[str, object]:
+        return {"memory": make_memory(peak_host_bytes=peak_mib * MIB)}
+
+    results = [
+        *steady(make_scenario(batch_size=256), 1000.0, rank=memory(400)),
+        *steady(make_scenario(batch_size=64, accumulation=4), 800.0, rank=memory(100)),
+    ]
+    (text,) = findings(*results, lead="Accumulation")
+    assert text == (
+        "4 micro-batches a step against one batch of as many samples: slower, 0.80×, at batch 64, "
+        "accumulation 4. Peak host memory: less, 0.25×, at batch 64, accumulation 4."
+    )
+
+
+def test_ddp_efficiency_is_against_world_size_times_one_process(tmp_path: Path) -> None:
+    sync = Reading(name="ddp_sync", unit="s", scope="rank", value=0.008)
+    results = [
+        *steady(make_scenario(), 1000.0),
+        *steady(make_scenario(ddp=True), 990.0),
+        *steady(make_scenario(world_size=2), 1600.0, rank={"num_threads": 1, "readings": (sync,)}),
+    ]
+    ranks, wrapped = findings(*results, lead="DDP")
+    assert ranks == (
+        "2 ranks against one process: faster, 1.60×, at batch 64, 2 ranks. Efficiency, the "
+        "throughput over 2 times that of one: 80 %. The ranks share this machine's CPUs: compute "
+        "threads per rank 1, in one process 2. Synchronizing gradients costs 8.00 ms a step, "
+        "10 % of it."
+    )
+    assert wrapped.startswith("One process wrapped in DDP against the plain loop: no difference")
+    _, markdown = rendered(tmp_path, make_run(*results))
+    assert "| batch 64, 2 ranks | 1 | 1,600 | 80.0 % | 80.8 % | 80.0 ms | 8.00 ms |" in markdown
+
+
+def test_an_axis_without_words_of_its_own_is_compared_too() -> None:
+    results = [
+        *steady(make_scenario(num_workers=2), 1000.0),
+        *steady(make_scenario(num_workers=2, persistent_workers=True), 1300.0),
+    ]
+    (text,) = findings(*results, lead="Persistent workers")
+    assert "faster, 1.30×" in text
+
+
+def test_devices_are_compared_pair_by_pair() -> None:
+    results = [
+        *steady(make_scenario(batch_size=16), 1000.0),
+        *steady(make_scenario(batch_size=256), 1000.0),
+        *steady(make_scenario(batch_size=16, device="cuda"), 500.0),
+        *steady(make_scenario(batch_size=256, device="cuda"), 9000.0),
+    ]
+    (text,) = findings(*results, lead="Device")
+    assert text == (
+        "cuda against cpu: faster in 1 of 2 matched pairs (9.00× at batch 256); slower in 1 "
+        "(0.50× at batch 16)."
+    )
+
+
+# Doubts, failures, and what is shown where.
+
+
+@pytest.mark.parametrize(
+    ("lead", "overrides"),
+    [
+        ("Warm-up not settled", {"warmup": WarmUp(num_steps=9, seconds=1.0, settled=False)}),
+        ("Phase marks disturb", {"phase_window": make_window(step_s=0.07)}),
+        ("Few steps", {"window": make_window(num_steps=4, ended_by=EndedBy.SECONDS)}),
+        ("Skipped optimizer steps", {"skipped_steps": 2}),
+        ("Skipped steps unknown", {"skipped_steps": None}),
+        ("Generated data", {"data": "FashionMNIST (generated)"}),
+        ("Note", {"notes": ("the loss ended at nan",)}),
+    ],
+)
+def test_doubtful_records_raise_their_doubt_and_sound_ones_do_not(
+    lead: str, overrides: dict[str, object]
+) -> None:
+    assert len(findings(make_result(rank=overrides), lead=lead)) == 1
+    assert findings(make_result(), lead=lead) == []
+
+
+def test_doubts_of_a_run_are_told() -> None:
+    unfit = make_machine(unfit=("the governor is powersave: set it to performance",))
+    elsewhere = make_machine(host="bench-2", hardware={"cpu": "Another", "cpus": "8"})
+    results = [
+        make_result(machine=unfit, commit=make_commit(dirty=True)),
+        make_result(repeat=1, machine=elsewhere, samples_per_s=2000.0),
+    ]
+    for lead in (
+        "Unfit machine",
+        "Different machines",
+        "Uncommitted changes",
+        "Processes disagree",
+    ):
+        assert len(findings(*results, lead=lead)) == 1, lead
+
+
+def test_every_outcome_is_shown_with_its_reason(tmp_path: Path) -> None:
+    reasons = {
+        Outcome.SKIPPED: "2 ranks need 2 cuda devices, found 1",
+        Outcome.OOM: "out of memory at 8 GiB",
+        Outcome.TIMEOUT: "killed after 300 s",
+        Outcome.FAILED: "RuntimeError: shapes differ",
+    }
+    results = [make_result(make_scenario(batch_size=1))] + [
+        make_result(
+            make_scenario(batch_size=size),
+            outcome=outcome,
+            reason=reason,
+            detail="Traceback: the whole of it" if outcome is Outcome.FAILED else "",
+        )
+        for size, (outcome, reason) in enumerate(reasons.items(), 2)
+    ]
+    run = make_run(*results, missing=[("mlp-toy-cpu-bs99", 0)])
+    html, markdown = rendered(tmp_path, run)
+    for outcome, reason in reasons.items():
+        assert f"| {outcome.value} | 0 | {reason} |" in markdown
+    assert "| mlp-toy-cpu-bs99 | missing | 0 | planned, but the run was interrupted" in markdown
+    assert "Traceback: the whole of it" in markdown
+    assert re.search(r"<details>\s*<summary>mlp-toy-cpu-bs5, repeat 0: failed", html)
+    assert "1 ok, 1 skipped, 1 out of memory, 1 timed out, 1 failed" in markdown
+
+
+def test_a_run_where_all_failed_still_gives_a_report(tmp_path: Path) -> None:
+    result = make_result(outcome=Outcome.FAILED, reason="boom")
+    _, markdown = rendered(tmp_path, make_run(result))
+    assert headings(markdown) == [
+        "Summary",
+        "Did not run",
+        "Doubts about these numbers",
+        "Machine, software and settings",
+    ]
+    assert list((tmp_path / "plots").iterdir()) == []
+
+
+def test_sections_with_nothing_to_show_leave_themselves_out(tmp_path: Path) -> None:
+    _, markdown = rendered(tmp_path, make_run(make_result()))
+    assert headings(markdown) == [
+        "Summary",
+        "Where the step's time goes",
+        "Memory",
+        "Start-up",
+        "Every scenario",
+        "Doubts about these numbers",
+        "Machine, software and settings",
+    ]
+
+
+def test_a_full_matrix_shows_every_section(tmp_path: Path) -> None:
+    power = Reading(name="power", unit="W", scope="device", value=71.5, note="read once")
+    scenarios = [
+        *matrix(workload="mlp-toy", device="cpu", batch_size=[16, 64], num_workers=[0, 1]),
+        make_scenario(accumulation=4),
+        make_scenario(world_size=2),
+        make_scenario(precision="bf16"),
+    ]
+    results = [make_result(s, rank={"readings": (power,)}) for s in scenarios]
+    results.append(make_result(make_scenario(device="cuda"), outcome=Outcome.SKIPPED))
+    _, markdown = rendered(tmp_path, make_run(*results))
+    assert headings(markdown) == [title for title, _ in SECTIONS]
+    assert "| mlp-toy-cpu-bs64-bf16 | 71.5 W |" in markdown
+    assert "- **power:** read once" in markdown
+    for image in re.findall(r"!\[.*\]\((.*)\)", markdown):
+        assert (tmp_path / image).is_file()
+
+
+def test_missing_numbers_are_empty_and_never_zero(tmp_path: Path) -> None:
+    blind = dataclasses.replace(make_window(step_s=0.064), step_s=())
+    results = [
+        make_result(make_scenario(batch_size=64), rank={"window": blind}),
+        make_result(make_scenario(batch_size=128)),
+    ]
+    _, markdown = rendered(tmp_path, make_run(*results))
+    assert "| mlp-toy-cpu-bs64 | 1,000 | 1 | — | — | — | 1.00× |" in markdown
+
+
+def test_several_runs_are_labelled_by_run(tmp_path: Path) -> None:
+    base = make_run(*steady(make_scenario(), 1000.0), name="base")
+    head = make_run(*steady(make_scenario(), 900.0), name="head")
+    _, markdown = rendered(tmp_path, base, head)
+    assert "| base: batch 64 |" in markdown
+    assert "| head: batch 64 |" in markdown
+    assert "stepmark compare" in markdown
+
+
+def test_a_run_given_twice_is_shown_once(tmp_path: Path) -> None:
+    run = make_run(make_result())
+    assert rendered(tmp_path / "twice", run, run) == rendered(tmp_path / "once", run)
+
+
+def test_the_command_to_run_again_names_the_measured_scenarios(tmp_path: Path) -> None:
+    scenarios = matrix(
+        workload="my train.py:build", device="cpu", batch_size=[64, 16], precision=["fp32", "bf16"]
+    )
+    scenarios.append(make_scenario(workload="my train.py:build", batch_size=16, ddp=True))
+    results = [result for s in scenarios for result in steady(s, 1000.0)]
+    _, markdown = rendered(tmp_path, make_run(*results))
+    again = re.findall(r"^stepmark run .*$", markdown, re.MULTILINE)
+    name = "stepmark run --workload 'my train.py:build'"
+    assert again == [
+        f"{name} --batch-size 16,64 --precision fp32,bf16 --device cpu --repeats 3",
+        f"{name} --batch-size 16 --ddp true --device cpu --repeats 3",
+    ]
+
+
+# The files.
+
+
+def test_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
+    results = [make_result(s) for s in matrix(workload="w", device="cpu", batch_size=[1, 2])]
+    html, _ = rendered(tmp_path, make_run(*results))
+    targets = re.findall(r"""(?:src|href|action|srcset)\s*=\s*["']?([^"'\s>]+)""", html)
+    assert targets
+    assert all(target.startswith(("data:", "#")) for target in targets)
+    assert not re.search(r"url\(|@import|<script|<iframe|<object", html)
+    assert html.count("data:image/png;base64,") == len(list((tmp_path / "plots").iterdir()))
+
+
+def test_untrusted_text_is_escaped_everywhere(tmp_path: Path) -> None:
+    evil = "<script>alert('x')</script> | *b* $\\frac$ `"
+    reading = Reading(name=evil, unit="s", scope="rank", value=1.0, note=evil)
+    scenarios = [make_scenario(workload=f"{evil}.py:build", batch_size=size) for size in (1, 2)]
+    results = [
+        *(make_result(s, rank={"readings": (reading,), "notes": (evil,)}) for s in scenarios),
+        make_result(
+            make_scenario(workload=evil), outcome=Outcome.FAILED, reason=evil, detail=f"```\n{evil}"
+        ),
+    ]
+    html, markdown = rendered(tmp_path, make_run(*results))
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(" in html
+    outside_code = re.sub(r"^(`{3,})text\n.*?^\1$", "", markdown, flags=re.MULTILINE | re.DOTALL)
+    assert re.search(r"(?<!\\)<script", outside_code) is None
+    assert "\\<script\\>alert('x')\\</script\\> \\| \\*b\\* \\$" in outside_code
+    assert "\n````text\n```\n" in markdown
+
+
+def test_stale_plots_are_removed_and_pictures_of_others_are_not(tmp_path: Path) -> None:
+    results = [make_result(s) for s in matrix(workload="w", device="cpu", batch_size=[1, 2])]
+    report.render([make_run(*results)], tmp_path)
+    plots = tmp_path / "plots"
+    first = {path.name for path in plots.iterdir()}
+    (plots / "holiday.png").write_bytes(b"\x89PNG, but not drawn here")
+    report.render([make_run(make_result())], tmp_path)
+    second = {path.name for path in plots.iterdir()}
+    assert any("batch-size" in name for name in first)
+    assert not any("batch-size" in name for name in second)
+    assert "holiday.png" in second
+    assert all(is_signed((plots / n).read_bytes()) for n in second - {"holiday.png"})
+
+
+def test_sixty_scenarios_are_split_into_readable_plots() -> None:
+    scenarios = matrix(
+        workload="examples/training/my_train.py:build",
+        device="cpu",
+        batch_size=[8, 16, 32, 64, 128],
+        num_workers=[0, 1, 2],
+        precision=["fp32", "bf16"],
+        accumulation=[1, 4],
+    )
+    material = Material([make_run(*(make_result(s) for s in scenarios))])
+    bars = [len(b.figure.axes[0].get_yticks()) for b in phases(material) if isinstance(b, Plot)]
+    assert bars == [20, 20, 20]
+    (table,) = (b for b in every_scenario(material) if isinstance(b, Table))
+    assert len(table.rows) == 60
+
+
+# The command, and what it imports.
+
+
+def test_report_of_the_latest_run_is_written_and_its_paths_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(tmp_path / "results", make_run(make_result(), name="first"))
+    out = tmp_path / "deep" / "reports"
+    assert report.main(["--results", str(tmp_path / "results"), "-o", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [str(out / "index.html"), str(out / "report.md"), str(out / "plots")]
+    assert "stepmark: first" in (out / "index.html").read_text("utf-8")
+
+
+def test_missing_run_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert report.main(["nowhere", "--results", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: 'nowhere': no such run")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_unwritable_folder_is_one_line_and_exit_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_run(tmp_path / "results", make_run(make_result(), name="first"))
+    (tmp_path / "file").write_text("in the way")
+    arguments = ["first", "--results", str(tmp_path / "results"), "-o", str(tmp_path / "file")]
+    assert report.main(arguments) == 2
+    assert re.fullmatch(r"error: .*file: cannot be written \(.*\)\n", capsys.readouterr().err)
+
+
+def test_importing_and_running_the_report_imports_no_torch(tmp_path: Path) -> None:
+    save_run(tmp_path / "results", make_run(make_result(), name="first"))
+    program = (
+        "import sys, bench.report\n"
+        f"code = bench.report.main(['--results', {str(tmp_path / 'results')!r}, "
+        f"'-o', {str(tmp_path / 'out')!r}])\n"
+        "assert code == 0\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    root = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
