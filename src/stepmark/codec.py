@@ -1,4 +1,5 @@
-"""Dataclasses to JSON and back, strictly: an unknown, missing or mistyped field is an error.
+"""Dataclasses to JSON and back, strictly: an unknown or mistyped field is an error, and so is a
+missing one that has no default.
 
 One small codec serves the result files, pytest-benchmark's ``extra_info`` and the messages
 between processes, so that a misspelt key can nowhere become a silent gap.
@@ -77,10 +78,21 @@ def _decode(kind: Any, data: Any, where: str) -> Any:
     if origin is dict:
         _expect(data, dict, where)
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
-    if kind is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+    if kind is float and isinstance(data, (int, float)) and not isinstance(data, bool):
+        return _decode_float(data, where)
     _expect(data, kind, where)
     return data
+
+
+def _decode_float(data: float, where: str) -> float:
+    """JSON writes whole floats as integers, too; Python reads NaN and numbers beyond a float."""
+    try:
+        value = float(data)
+    except OverflowError:
+        value = math.inf
+    if not math.isfinite(value):
+        raise DecodeError(f"{where}: expected a finite float, found {value}")
+    return value
 
 
 def _decode_dataclass(kind: type, data: Any, where: str) -> Any:

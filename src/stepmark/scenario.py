@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -140,7 +140,7 @@ class Scenario:
 
 
 # How a field off its default is written in an id, in this order.
-_ID_PARTS = {
+_ID_PARTS: dict[str, Callable[[Any], str]] = {
     "num_workers": lambda v: f"workers{v}",
     "precision": str,
     "accumulation": lambda v: f"acc{v}",

@@ -9,6 +9,8 @@ finds whole files only. A pytest-benchmark file saved by this suite is read as a
 Format history (`SCHEMA`): 1, first version.
 """
 
+import contextlib
+import hashlib
 import itertools
 import json
 import os
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
 SCHEMA = 1
 INTEGER_COLUMNS = tuple(c for c in COLUMNS if c.endswith("_bytes") or c == "steps")
 RUN_FILE = "run.json"
+# File systems allow 255 bytes; a repeat, a suffix and a temporary name must fit too.
+LONGEST_NAME = 200
+# As many names of runs as a message can hold and still be read.
+SHOWN_RUNS = 5
 T = TypeVar("T")
 
 
@@ -87,13 +93,9 @@ class RunFolder:
             UsageError: the name is no file name, or is taken.
             StoreError: the folder cannot be written.
         """
-        path = results / check_name(name)
+        path = unused_path(results, name)
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            raise UsageError(
-                f"{path}: exists already; choose another name, or give --resume to complete it"
-            ) from None
+            path.mkdir()
         except OSError as error:
             raise StoreError(f"{path}: cannot be created ({error.strerror})") from None
         _write(path / RUN_FILE, planned)
@@ -109,8 +111,7 @@ class RunFolder:
         """
         path = results / check_name(name)
         if not (path / RUN_FILE).is_file():
-            known = ", ".join(run_names(results)) or "none"
-            raise UsageError(f"{path}: no run to resume; runs here: {known}")
+            raise UsageError(f"{path}: no run to resume; runs here: {_known_runs(results)}")
         return cls(path, _read(path / RUN_FILE, RunPlan))
 
     def save(self, result: Result) -> Path:
@@ -136,6 +137,8 @@ class RunFolder:
         # quote() keeps two different ids apart whatever characters a workload's path holds;
         # a dot at the front would hide the file.
         name = re.sub(r"^\.", "%2E", quote(scenario_id, safe=""))
+        if len(name) > LONGEST_NAME:
+            name = name[:LONGEST_NAME] + "~" + hashlib.sha256(name.encode()).hexdigest()[:16]
         return self.path / f"{name}.r{repeat}.json"
 
 
@@ -145,11 +148,33 @@ def check_name(name: str) -> str:
     Raises:
         UsageError: it would not be a plain folder name.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._+-]*", name):
+    if not re.fullmatch(rf"[A-Za-z0-9_][A-Za-z0-9._+-]{{,{LONGEST_NAME - 1}}}", name):
         raise UsageError(
-            f"name {name!r}: use letters, digits, '.', '_', '+' and '-', not beginning with a dot"
+            f"name {name!r}: use up to {LONGEST_NAME} letters, digits, '.', '_', '+' and '-', "
+            "beginning with a letter, a digit or '_'"
         )
     return name
+
+
+def unused_path(results: Path, name: str) -> Path:
+    """The folder that a new run of this name will get; makes the folder around it.
+
+    Raises:
+        UsageError: the name is no file name, or is taken.
+        StoreError: the folder of runs cannot be made.
+    """
+    path = results / check_name(name)
+    if path.exists():
+        raise UsageError(
+            f"{path}: exists already; choose another name, or give --resume to complete it"
+        )
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"{results}: no folder of runs can be made here ({error.strerror})"
+        ) from None
+    return path
 
 
 def new_name() -> str:
@@ -169,10 +194,14 @@ def free_name(results: Path, name: str) -> str:
 
 
 def run_names(results: Path) -> list[str]:
-    """Names of the runs in a results folder, oldest first."""
-    plans = [path for path in results.glob(f"*/{RUN_FILE}") if path.is_file()]
-    plans.sort(key=lambda path: (path.stat().st_mtime, path.parent.name))
-    return [path.parent.name for path in plans]
+    """Names of the runs in a results folder, oldest first; those that cannot be read left out."""
+    begun: dict[str, str] = {}
+    for path in results.glob(f"*/{RUN_FILE}"):
+        # One damaged run shall not hide the others; opening it says what is wrong.
+        with contextlib.suppress(StoreError):
+            # Not by the file's time: a clone or a copy gives an old run a new one.
+            begun[path.parent.name] = _read(path, RunPlan).created_at
+    return sorted(begun, key=lambda name: (begun[name], name))
 
 
 def open_run(run: str, results: Path) -> Run:
@@ -183,14 +212,13 @@ def open_run(run: str, results: Path) -> Run:
         StoreError: a file of it cannot be read.
     """
     for path in (Path(run), results / run):
-        if path.is_file():
+        if _is_file(path):
             return _read_pytest_benchmark(path)
-        if (path / RUN_FILE).is_file():
+        if _is_file(path / RUN_FILE):
             return _read_folder(path)
-    known = ", ".join(run_names(results)) or "none"
     raise UsageError(
-        f"{run}: no such run; give a name under {results}/ ({known}), a run's folder, or a "
-        "pytest-benchmark file saved by this suite"
+        f"{run!r}: no such run; give a name under {results}/ ({_known_runs(results)}), a run's "
+        "folder, or a pytest-benchmark file saved by this suite"
     )
 
 
@@ -228,8 +256,10 @@ def unpack(data: Any, path: Path) -> list[Result]:
         StoreError: the data is of another shape or a newer format.
     """
     _check_schema(data, path)
+    if not isinstance(data.get("results"), list):
+        raise StoreError(f"{path}: not a list of results of this suite (it has no 'results')")
     try:
-        return [decode(Result, item) for item in data.get("results", [])]
+        return [decode(Result, item) for item in data["results"]]
     except DecodeError as error:
         raise StoreError(f"{path}: not a result of this suite ({error})") from None
 
@@ -271,10 +301,14 @@ def _read_folder(path: Path) -> Run:
 
 
 def _read_pytest_benchmark(path: Path) -> Run:
-    data = _parse(path)
+    data = _parse(path, "and so no pytest-benchmark file")
+    foreign = StoreError(f"{path}: not a pytest-benchmark file")
     if not isinstance(data, dict) or not isinstance(data.get("benchmarks"), list):
-        raise StoreError(f"{path}: not a pytest-benchmark file")
-    packed = [bench.get("extra_info", {}).get("stepmark") for bench in data["benchmarks"]]
+        raise foreign
+    try:
+        packed = [bench["extra_info"].get("stepmark") for bench in data["benchmarks"]]
+    except (AttributeError, KeyError, TypeError):
+        raise foreign from None
     packed.append(data.get("stepmark"))
     results = [result for item in packed if item is not None for result in unpack(item, path)]
     if not results:
@@ -285,11 +319,15 @@ def _read_pytest_benchmark(path: Path) -> Run:
 
 def _write(path: Path, value: Any) -> None:
     data = {"schema": SCHEMA, **encode(value)}
-    write_text(path, json.dumps(data, allow_nan=False, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(data, allow_nan=False) + "\n")
 
 
 def _read(path: Path, kind: type[T]) -> T:
-    data = _parse(path)
+    if path.name == RUN_FILE:
+        remedy = "so the run cannot be read; measure it again under another name"
+    else:
+        remedy = "delete it, then measure it again with --resume"
+    data = _parse(path, remedy)
     _check_schema(data, path)
     data.pop("schema")
     try:
@@ -298,20 +336,31 @@ def _read(path: Path, kind: type[T]) -> T:
         raise StoreError(f"{path}: not a result of this suite ({error})") from None
 
 
-def _parse(path: Path) -> Any:
+def _known_runs(results: Path) -> str:
+    newest_first = run_names(results)[::-1]
+    more = ["..."] if len(newest_first) > SHOWN_RUNS else []
+    return ", ".join(newest_first[:SHOWN_RUNS] + more) or "none"
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # whoever gave it meant no file: it is too long for a name
+        return False
+
+
+def _parse(path: Path, remedy: str) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError:
-        raise StoreError(
-            f"{path}: damaged, not JSON; delete it, then measure it again with --resume"
-        ) from None
+        raise StoreError(f"{path}: damaged, not JSON; {remedy}") from None
 
 
 def _check_schema(data: Any, path: Path) -> None:
     schema = data.get("schema") if isinstance(data, dict) else None
-    if not isinstance(schema, int):
+    if type(schema) is not int or schema < 1:
         raise StoreError(f"{path}: not a file of this suite (it has no 'schema')")
     if schema > SCHEMA:
         raise StoreError(
