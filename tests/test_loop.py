@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from stepmark import Precision, Scenario
+from stepmark.building import make_training
 from stepmark.devices import BACKENDS
 from stepmark.loop import Callback, Training, train
 from stepmark.probes.scaler import AppliedSteps
-from stepmark.session import make_training
 from stepmark.workload import Workload
 
 STEPS = 5

@@ -9,6 +9,7 @@ from scripted_workload import Script
 
 from stepmark import Plan, Scenario, session
 from stepmark.devices.scripted import ScriptedDevice
+from stepmark.place import Place
 from stepmark.result import EndedBy, RankRecord
 
 
@@ -24,7 +25,7 @@ def run(script: Script, plan: Plan | None = None, **axes: Any) -> RankRecord:
     scenario = Scenario(
         workload="scripted_workload:build", device="cpu", **{"batch_size": 4, **axes}
     )
-    place = session.Place(
+    place = Place(
         rank=0,
         world_size=1,
         device=ScriptedDevice(script.clock),
@@ -136,7 +137,7 @@ def test_the_device_is_waited_for_at_the_edges_of_windows_only() -> None:
         script = Script(forward_s=0.05)
         scripted_workload.SCRIPT = script
         device = ScriptedDevice(script.clock)
-        place = session.Place(rank=0, world_size=1, device=device, threads=1, requested_s=0.0)
+        place = Place(rank=0, world_size=1, device=device, threads=1, requested_s=0.0)
         scenario = Scenario(workload="scripted_workload:build", device="cpu", batch_size=4)
         session.run(scenario, Plan(steps=steps), place, lambda stage, rate: None)
         return device.num_synchronizations
@@ -148,7 +149,7 @@ def test_the_observer_is_told_of_stages_but_never_inside_a_window() -> None:
     script = Script(forward_s=0.05)
     scripted_workload.SCRIPT = script
     told_at: list[tuple[str, float]] = []
-    place = session.Place(
+    place = Place(
         rank=0, world_size=1, device=ScriptedDevice(script.clock), threads=1, requested_s=0.0
     )
     scenario = Scenario(workload="scripted_workload:build", device="cpu", batch_size=4)

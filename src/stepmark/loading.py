@@ -1,13 +1,22 @@
 """From a dataset to an endless stream of batches, as torch's own DataLoader makes them."""
 
 import ctypes
+import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, RandomSampler, Sampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+)
 
 from stepmark.errors import WorkloadError
 from stepmark.scenario import Scenario
@@ -50,9 +59,14 @@ def make_loader(
         num_batches: end after so many batches; ``None`` never ends.
 
     Raises:
-        WorkloadError: the dataset is too small for one batch on each rank.
+        WorkloadError: the dataset is too small for one batch on each rank, or not indexed.
     """
     dataset: Dataset[Any] = workload.dataset
+    if isinstance(dataset, IterableDataset):
+        raise WorkloadError(
+            f"dataset={type(dataset).__name__}: is an IterableDataset; stepmark measures map-style "
+            "datasets, which have a length and are indexed"
+        )
     num_samples = len(dataset)  # type: ignore[arg-type]
     need = scenario.batch_size * scenario.world_size
     if num_samples < need:
@@ -121,3 +135,6 @@ def die_with_parent(_worker: int = 0) -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1  # from <sys/prctl.h>
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and not parent.is_alive():  # it died before it was asked for
+            os._exit(1)

@@ -69,7 +69,7 @@ class Training:
     def gradient_sync(self, *, last: bool) -> AbstractContextManager[Any]:
         """Holds back DDP's all-reduce on every micro-batch but the last."""
         if isinstance(self.model, DistributedDataParallel) and not (last and self.sync_gradients):
-            return self.model.no_sync()  # type: ignore[no-any-return]
+            return self.model.no_sync()
         return nullcontext()
 
 
@@ -103,7 +103,7 @@ def train(
                     loss = training.loss(model, batch) / training.accumulation
                 for callback in callbacks:
                     callback.on_forward()
-                scaler.scale(loss).backward()
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             for callback in callbacks:
                 callback.on_backward()
             losses.append(loss.detach())

@@ -10,6 +10,7 @@ pytest-benchmark's own file, with every result inside, follows at the end of the
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from stepmark.store import RunFolder
 
 BARE_SAVE = "stepmark:unnamed"
+BENCHMARK_PLUGIN = "pytest_benchmark.plugin"
+SMOKE_S = 0.01  # any budget does: the first step of a window is always run
 
 
 class Measure(Protocol):
@@ -61,7 +64,7 @@ class _BareSave:
 
     def pytest_plugin_registered(self, plugin: object, manager: pytest.PytestPluginManager) -> None:
         """pytest tells of every plugin, of those that came before too; order is not defined."""
-        if manager.get_name(plugin) == "benchmark":
+        if getattr(plugin, "__name__", "") == BENCHMARK_PLUGIN:
             self._make_name_optional()
 
     def _make_name_optional(self) -> None:
@@ -86,21 +89,33 @@ def _name_parser(parse_name: Callable[[str], str]) -> Callable[[str], str]:
 
         if text == BARE_SAVE:
             return text
-        if os.sep in text or Path(text).exists():
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is a path, read as the NAME to save under; put paths first, as in "
-                f"'pytest {text} --benchmark-save', or write --benchmark-save=NAME"
-            )
+        if os.sep in text or "::" in text:
+            raise argparse.ArgumentTypeError(_path_as_name(text))
         return parse_name(text)
 
     return parse
 
 
+def _path_as_name(text: str) -> str:
+    return (
+        f"{text!r} is a path, and was read as the NAME to save under; put paths first, as in "
+        f"'pytest {text} --benchmark-save', or write --benchmark-save=NAME"
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(args: list[str]) -> None:
+    """Refuse ``--benchmark-save bench``, which would measure everything but bench, as "bench"."""
+    for option, value in itertools.pairwise(args):
+        if option == "--benchmark-save" and value[:1] != "-" and Path(value).exists():
+            raise pytest.UsageError(f"argument --benchmark-save: {_path_as_name(value)}")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Give an unnamed save its name, and start the record of this session."""
-    if not config.pluginmanager.hasplugin("benchmark"):
-        return
+    if not hasattr(config.option, "benchmark_save"):
+        return  # pytest-benchmark is switched off; so are we
     if config.option.benchmark_save == BARE_SAVE:
         from stepmark.store import new_name
 
@@ -113,8 +128,9 @@ class _Session:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
+        self._results: Path = config.invocation_params.dir / config.option.stepmark_results
         self._runner: Runner | None = None
-        self._folder: RunFolder | None = None
+        self._folder = self._reopen_folder()
         self._not_ok: list[Result] = []
 
     @property
@@ -131,12 +147,16 @@ class _Session:
     def measure(self, scenario: Scenario, plan: Plan, repeat: int) -> Result:
         """Measure, or take a resumed run's result; save it at once."""
         folder = self._open_folder(plan)
+        runner = self._ready_runner()
         if folder is not None:
-            scenario = scenario.on(self._ready_runner().machine)
+            from stepmark import suite
+
+            scenario = scenario.on(runner.machine)
             saved = folder.find(scenario, repeat)
             if saved is not None:
+                suite.check_resumable(saved, folder, plan, runner)
                 return self._keep(saved)
-        result = self._ready_runner().run(scenario, plan, repeat=repeat)
+        result = runner.run(scenario, plan, repeat=repeat)
         if folder is not None:
             folder.save(result)
         return self._keep(result)
@@ -153,22 +173,38 @@ class _Session:
             self._runner = Runner()
         return self._runner
 
+    def _reopen_folder(self) -> RunFolder | None:
+        name = self._config.option.stepmark_resume
+        if name is None or self.smoke:
+            return None
+        from stepmark.errors import StepmarkError
+        from stepmark.store import RunFolder
+
+        try:
+            return RunFolder.reopen(self._results, name)
+        except StepmarkError as error:
+            raise pytest.UsageError(f"--stepmark-resume: {error}") from None
+
     def _open_folder(self, plan: Plan) -> RunFolder | None:
-        if self._folder is None and not self.smoke:
+        wanted = self._config.option.benchmark_save or self._config.option.benchmark_autosave
+        if self._folder is None and wanted and not self.smoke:
             from datetime import UTC, datetime
 
             from stepmark.store import RunFolder, RunPlan, free_name
 
-            results = self._config.invocation_params.dir / self._config.option.stepmark_results
-            resumed = self._config.option.stepmark_resume
-            wanted = self._config.option.benchmark_save or self._config.option.benchmark_autosave
-            if resumed is not None:
-                self._folder = RunFolder.reopen(results, resumed)
-            elif wanted:
-                created_at = datetime.now(UTC).isoformat(timespec="seconds")
-                planned = RunPlan(created_at=created_at, plan=plan, scenarios=())
-                self._folder = RunFolder.create(results, free_name(results, wanted), planned)
+            created_at = datetime.now(UTC).isoformat(timespec="seconds")
+            planned = RunPlan(created_at=created_at, plan=plan, scenarios=())
+            name = free_name(self._results, wanted)
+            self._folder = RunFolder.create(self._results, name, planned)
         return self._folder
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        """Make the clock before ``benchmark``, whichever of its fixtures a test names first."""
+        for item in items:
+            names = getattr(item, "fixturenames", [])
+            if CLOCK_FIXTURE in names:
+                names.remove(CLOCK_FIXTURE)
+                names.insert(0, CLOCK_FIXTURE)
 
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         """What did not run stands in pytest-benchmark's file too, each with its reason."""
@@ -177,17 +213,25 @@ class _Session:
 
             output_json["stepmark"] = pack(self._not_ok)
 
-    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Say where the run is."""
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, exitstatus: int
+    ) -> None:
+        """Say where the run is, and how to go on with it if it was interrupted."""
         if self._folder is not None:
-            path = os.path.relpath(self._folder.path, self._config.invocation_params.dir)
-            terminalreporter.write_line(f"stepmark: run saved in {path}")
+            path = Path(os.path.relpath(self._folder.path, self._config.invocation_params.dir))
+            line = f"stepmark: run saved in {path}"
+            if exitstatus == pytest.ExitCode.INTERRUPTED:
+                line += f"; go on with --stepmark-resume {path.name}"
+            terminalreporter.write_line(line)
 
     def pytest_unconfigure(self) -> None:
         """End the measuring processes."""
         if self._runner is not None:
             self._runner.close()
             self._runner = None
+
+
+CLOCK_FIXTURE = "_stepmark_clock"
 
 
 class _RecordedClock:
@@ -197,24 +241,38 @@ class _RecordedClock:
     the duration of a step after the first one, which is 0.
     """
 
+    __name__ = "measured_steps"  # what pytest-benchmark calls its timer in a saved file
+
     def __init__(self) -> None:
-        self.step_s: list[float] = []
-        self._readings = self._replay()
+        self.is_used = False
+        self._readings: list[float] = []
+
+    @property
+    def is_read(self) -> bool:
+        """All of it was asked for; otherwise another clock was."""
+        return not self._readings
+
+    def set(self, step_s: Sequence[float]) -> None:
+        """Go through these steps."""
+        self._readings = [reading for seconds in reversed(step_s) for reading in (seconds, 0.0)]
 
     def __call__(self) -> float:
-        return next(self._readings)
+        if not self._readings:
+            pytest.fail(
+                "benchmark: its times come from measure in this test; time a function of your "
+                "own in another test",
+                pytrace=False,
+            )
+        return self._readings.pop()
 
-    def _replay(self) -> Iterator[float]:
-        for seconds in self.step_s:
-            yield 0.0
-            yield seconds
 
-
-@pytest.fixture
+@pytest.fixture(name=CLOCK_FIXTURE)
 def _stepmark_clock(request: pytest.FixtureRequest) -> _RecordedClock:
     """Must come before ``benchmark``, which reads its timer from this marker when it is made."""
     clock = _RecordedClock()
-    request.node.add_marker(pytest.mark.benchmark(timer=clock))
+    own = request.node.get_closest_marker("benchmark")
+    options = {**({} if own is None else own.kwargs), "timer": clock}
+    request.node.add_marker(pytest.mark.benchmark(**options), append=False)
     return clock
 
 
@@ -235,9 +293,15 @@ def measure(
     def measure_once(scenario: Scenario, plan: Plan | None = None, *, repeat: int = 0) -> Result:
         from stepmark.errors import StepmarkError
 
+        if _stepmark_clock.is_used:
+            pytest.fail(
+                "measure: was used in this test already; one test is one result", pytrace=False
+            )
+        _stepmark_clock.is_used = True
         try:
             return _measure(session, benchmark, _stepmark_clock, scenario, plan, repeat)
         except StepmarkError as error:
+            _leave_out(benchmark)
             pytest.fail(str(error), pytrace=False)
 
     return measure_once
@@ -262,28 +326,41 @@ def _measure(
             f"repeats={plan.repeats}: a test measures one fresh process; parametrize it by "
             "repeat and call measure(scenario, plan, repeat=repeat)"
         )
-    if benchmark.stats is not None:
-        raise UsageError("measure: was used in this test already; one test is one result")
     if session.smoke:
-        plan = Plan(steps=1, warmup=0, timeout=plan.timeout)
+        plan = Plan(steps=1, warmup=0, max_seconds=SMOKE_S, timeout=plan.timeout)
     elif session.parallel:
         raise UsageError(
             "measure: tests run side by side (pytest-xdist), and measurements would disturb each "
             "other; run without -n, or with --benchmark-disable to see only that they work"
         )
     result = session.measure(scenario, plan, repeat)
+    if result.outcome is not Outcome.OK:
+        _leave_out(benchmark)
     if result.outcome is Outcome.SKIPPED:
-        benchmark.skipped = True
         pytest.skip(result.reason)
     if result.outcome is not Outcome.OK:
-        benchmark.skipped = True
         pytest.fail(f"{result.outcome}: {result.reason}\n{result.detail}", pytrace=False)
     assert result.slowest is not None
     window = result.slowest.window
     # Where a device cannot mark steps, the window's mean step stands for them all.
-    clock.step_s = list(window.step_s) or [window.window_s / window.num_steps]
-    benchmark.group = f"{scenario.workload} on {result.scenario.device}"
+    step_s = window.step_s or (window.window_s / window.num_steps,)
+    if benchmark.group is None:
+        benchmark.group = f"{scenario.workload} on {result.scenario.device}"
     benchmark.extra_info["samples_per_s"] = result.samples_per_s
     benchmark.extra_info["stepmark"] = pack([result])
-    benchmark.pedantic(lambda: None, rounds=len(clock.step_s))
+    clock.set(step_s)
+    benchmark.pedantic(lambda: None, rounds=len(step_s))  # type: ignore[no-untyped-call]
+    if benchmark.enabled and not clock.is_read:
+        benchmark.has_error = True  # keeps what it recorded out of its file
+        pytest.fail(
+            "measure: was made after benchmark, which thus kept a clock of its own; name measure "
+            "first, as an argument of the test",
+            pytrace=False,
+        )
     return result
+
+
+def _leave_out(benchmark: BenchmarkFixture) -> None:
+    """Record nothing, with no warning from pytest-benchmark that its fixture was not used."""
+    benchmark.disabled = True
+    benchmark.pedantic(lambda: None)  # type: ignore[no-untyped-call]

@@ -65,13 +65,13 @@ def measure(folder: store.RunFolder, runner: Runner) -> Iterator[tuple[Task, Res
         saved. A task that had its result already comes once, with it.
 
     Raises:
-        UsageError: the run was begun on other hardware.
+        UsageError: the run was begun on other hardware, or with another plan.
         StoreError: a result cannot be read or saved.
     """
     for task in tasks(folder.planned):
         saved = folder.find(task.scenario, task.repeat)
         if saved is not None:
-            _check_same_hardware(saved, runner, folder)
+            check_resumable(saved, folder, folder.planned.plan, runner)
             yield task, saved
             continue
         yield task, None
@@ -80,7 +80,17 @@ def measure(folder: store.RunFolder, runner: Runner) -> Iterator[tuple[Task, Res
         yield task, result
 
 
-def _check_same_hardware(saved: Result, runner: Runner, folder: store.RunFolder) -> None:
+def check_resumable(saved: Result, folder: store.RunFolder, plan: Plan, runner: Runner) -> None:
+    """Find out whether what would be measured now may stand beside a saved result.
+
+    Raises:
+        UsageError: it was measured on other hardware, or with another plan.
+    """
+    if saved.plan != plan:
+        raise UsageError(
+            f"{folder.path}: has {saved.scenario.id} measured with another plan ({saved.plan}); "
+            "measure a new run under another name"
+        )
     then, now = saved.machine.hardware, runner.machine.hardware
     changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
     if changed:

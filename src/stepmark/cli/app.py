@@ -2,11 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from stepmark.errors import StepmarkError
+from stepmark.errors import StepmarkError, UsageError
 
 app = typer.Typer(
     help="Benchmark and profile PyTorch training loops.",
@@ -29,8 +29,9 @@ def _axis(text: str) -> typer.models.OptionInfo:
 
 @app.command()
 def run(
+    context: typer.Context,
     workload: Annotated[
-        Optional[list[str]],  # noqa: UP007, UP045 - typer reads it
+        list[str] | None,
         typer.Option(
             help="Built-in name, torchvision:NAME, package.module:function or "
             "path/to/file.py:function; may be given several times.",
@@ -39,8 +40,9 @@ def run(
     ] = None,
     device: Annotated[str, _axis("cpu, cuda, mps, auto.")] = "auto",
     batch_size: Annotated[
-        str, _axis("Samples per micro-batch and rank. Default: the workload's own, or 64.")
-    ] = "",
+        str | None,
+        _axis("Samples per micro-batch and rank. Default: the workload's own, or 64."),
+    ] = None,
     num_workers: Annotated[str, _axis("Loader processes per rank.")] = "0",
     precision: Annotated[str, _axis("fp32, tf32, bf16, fp16.")] = "fp32",
     accumulation: Annotated[str, _axis("Micro-batches per optimizer step.")] = "1",
@@ -60,7 +62,7 @@ def run(
     repeats: Annotated[int, typer.Option(help="Fresh processes per scenario.")] = 1,
     timeout: Annotated[float, typer.Option(help="Seconds until a scenario is killed.")] = 300.0,
     save: Annotated[
-        Optional[str],  # noqa: UP007, UP045
+        str | None,
         typer.Option(help="Name of the run. Default: the time.", metavar="NAME"),
     ] = None,
     results: Results = Path("results"),
@@ -87,7 +89,7 @@ def run(
         scenarios = axes.scenarios(
             workload,
             device=axes.words(device),
-            batch_size=axes.counts("--batch-size", batch_size) if batch_size else None,
+            batch_size=None if batch_size is None else axes.counts("--batch-size", batch_size),
             num_workers=axes.counts("--num-workers", num_workers),
             precision=axes.words(precision),
             accumulation=axes.counts("--accumulation", accumulation),
@@ -98,6 +100,8 @@ def run(
             threads=axes.counts_or_auto("--threads", threads),
             ddp=axes.switches("--ddp", ddp),
         )
+    elif resume:
+        _refuse_axes_and_plan(context)
     raise typer.Exit(
         run_command.run(
             scenarios, plan, name=save, results=results, resume=resume, download=download
@@ -105,12 +109,24 @@ def run(
     )
 
 
+def _refuse_axes_and_plan(context: typer.Context) -> None:
+    """A run resumed without a workload has its own; any other would be passed over in silence."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and name not in ("save", "results", "resume", "download"):
+            raise UsageError(
+                f"--{name.replace('_', '-')}: a resumed run has its own axes and plan; leave it "
+                "out, or measure under another name"
+            )
+
+
 @app.command()
 def export(
     run: Annotated[str, typer.Argument(help="Name, folder, or pytest-benchmark file of a run.")],
     format: Annotated[str, typer.Option(help="csv, json or parquet.")] = "csv",
     output: Annotated[
-        Optional[Path],  # noqa: UP007, UP045
+        Path | None,
         typer.Option("-o", "--output", help="File to write. Default: standard output."),
     ] = None,
     results: Results = Path("results"),
@@ -134,7 +150,7 @@ def machine(
 @app.command()
 def report(
     runs: Annotated[
-        Optional[list[str]],  # noqa: UP007, UP045
+        list[str] | None,
         typer.Argument(help="Runs to render. Default: the latest.", metavar="[RUN]..."),
     ] = None,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder.")] = Path("reports"),

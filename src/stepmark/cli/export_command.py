@@ -1,43 +1,50 @@
 """``stepmark export``."""
 
 import io
+import json
 import sys
 from pathlib import Path
 
 from stepmark import store
 from stepmark.errors import StoreError, UsageError
 
-FORMATS = ("csv", "json", "parquet")
-
 
 def export(run: str, format: str, output: Path | None, results: Path) -> None:
     """Write a run's flat table.
 
     Raises:
-        UsageError: the format or the run is unknown, or parquet would go to a terminal.
+        UsageError: the format or the run is unknown, or parquet has no file to go to.
         StoreError: a file cannot be read or written.
     """
-    if format not in FORMATS:
-        raise UsageError(f"--format {format!r}: choose from {', '.join(FORMATS)}")
+    if format not in _FORMATS:
+        raise UsageError(f"--format {format!r}: choose from {', '.join(_FORMATS)}")
     if format == "parquet" and output is None:
         raise UsageError("--format parquet: is binary; say where to with -o FILE")
-    frame = store.open_run(run, results).table()
-    if format == "parquet":
-        assert output is not None
-        buffer = io.BytesIO()
-        frame.to_parquet(buffer, index=False)
-        try:
-            output.write_bytes(buffer.getvalue())
-        except OSError as error:
-            raise StoreError(f"{output}: cannot be written ({error.strerror})") from None
-        return
-    if format == "csv":
-        text = frame.to_csv(index=False)
-    else:
-        text = (
-            frame.to_json(orient="records", indent=2, force_ascii=False, double_precision=15) + "\n"
-        )
+    data = _FORMATS[format](store.open_run(run, results))
     if output is None:
-        sys.stdout.write(text)
-    else:
-        store.write_text(output, text)
+        sys.stdout.write(data.decode())
+        return
+    try:
+        # In place: the output may be a device or a pipe, which must not be replaced by a file.
+        output.write_bytes(data)
+    except OSError as error:
+        raise StoreError(f"{output}: cannot be written ({error.strerror})") from None
+
+
+def _csv(run: store.Run) -> bytes:
+    return run.table().to_csv(index=False).encode()
+
+
+def _json(run: store.Run) -> bytes:
+    # From the rows: pandas would round to a number of decimals, which short times do not survive.
+    rows = [result.row() for result in run.results]
+    return (json.dumps(rows, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _parquet(run: store.Run) -> bytes:
+    buffer = io.BytesIO()
+    run.table().to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+_FORMATS = {"csv": _csv, "json": _json, "parquet": _parquet}

@@ -20,9 +20,9 @@ class Display:
     """A line on how far a run is. Use as a context."""
 
     def __init__(self, stream: TextIO) -> None:
-        console = Console(file=stream)
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._shown = console.is_terminal
+        # The stream's own word: rich also takes FORCE_COLOR for a terminal, which CI sets.
+        self._shown = stream.isatty()
+        self._live = Live(console=Console(file=stream), auto_refresh=False, transient=True)
         self._num_tasks = self._num_done = 0
         self._num_measured = 0
         self._measured_s = 0.0
@@ -31,12 +31,15 @@ class Display:
     def __enter__(self) -> "Display":
         if self._shown:
             self._live.start()
-            self._draw("starting the measuring processes")
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._shown:
             self._live.stop()
+
+    def on_start(self) -> None:
+        """Nothing is measured yet."""
+        self._draw("starting the measuring processes")
 
     def begin(self, num_tasks: int) -> None:
         """So many scenarios and repeats there are."""
@@ -49,8 +52,8 @@ class Display:
 
     def on_stage(self, stage: Stage) -> None:
         """What the running one does, and how fast it seems to be."""
-        rate = f"  {format_rate(stage.samples_per_s)} samples/s" if stage.samples_per_s else ""
-        self._draw(stage.stage + rate)
+        rate = f"{format_rate(stage.samples_per_s)} samples/s, " if stage.samples_per_s else ""
+        self._draw(rate + stage.stage)
 
     def on_result(self, result: Result) -> None:
         """One is done."""
@@ -59,7 +62,9 @@ class Display:
             self._num_measured += 1
             self._measured_s += result.wall_s
         if self._shown and result.outcome != "ok":
-            self._live.console.print(f"{result.scenario.id}: {result.outcome}: {result.reason}")
+            # As text: a reason may hold what rich would read as markup.
+            line = f"{result.scenario.id}: {result.outcome}: {result.reason}"
+            self._live.console.print(Text(line))
 
     def _draw(self, what: str) -> None:
         if not self._shown:
@@ -67,9 +72,11 @@ class Display:
         parts = [what]
         if self._num_tasks:
             number = min(self._num_done + 1, self._num_tasks)
-            parts = [f"scenario {number} of {self._num_tasks}", self._name, what, self._left()]
+            # The name last: it is what a narrow terminal may cut off.
+            parts = [f"scenario {number} of {self._num_tasks}", self._left(), what, self._name]
         clock = time.strftime("%H:%M:%S")
-        self._live.update(Text(f"{clock}  " + "  |  ".join(p for p in parts if p)), refresh=True)
+        line = f"{clock}  " + "  |  ".join(part for part in parts if part)
+        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
     def _left(self) -> str:
         if not self._num_measured:

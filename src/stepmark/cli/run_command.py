@@ -1,5 +1,6 @@
 """``stepmark run``."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -48,26 +49,31 @@ def run(
     if resume and name is None:
         raise UsageError("--resume: say which run with --save NAME")
     environment = {"STEPMARK_DOWNLOAD": "1"} if download else {}
-    with Display(sys.stderr) as display, Runner(display.on_stage, environment) as runner:
-        folder = _open(scenarios, plan, name, results, resume=resume, runner=runner)
-        display.begin(len(suite.tasks(folder.planned)))
-        done: list[Result] = []
-        interrupted = False
-        try:
+    folder: store.RunFolder | None = None
+    done: list[Result] = []
+    interrupted = False
+    try:
+        with Display(sys.stderr) as display, Runner(display.on_stage, environment) as runner:
+            display.on_start()
+            folder = _open(scenarios, plan, name, results, resume=resume, runner=runner)
+            display.begin(len(suite.tasks(folder.planned)))
             for task, result in suite.measure(folder, runner):
                 if result is None:
                     display.on_begin(task.scenario.id, task.repeat)
                 else:
                     done.append(result)
                     display.on_result(result)
-        except KeyboardInterrupt:
-            interrupted = True
+    except KeyboardInterrupt:
+        interrupted = True
+    if folder is None:
+        print("interrupted: nothing was measured", file=sys.stderr)
+        return INTERRUPTED
     _print_table(done)
     if interrupted:
         total = len(suite.tasks(folder.planned))
         print(
             f"interrupted: {len(done)} of {total} results are saved in {folder.path}; go on with: "
-            f"stepmark run --resume --save {folder.path.name} --results {results}",
+            + _resume_command(folder.path),
             file=sys.stderr,
         )
         return INTERRUPTED
@@ -87,19 +93,34 @@ def _open(
     if not resume:
         assert scenarios is not None
         suite.check(scenarios)
+        name = store.new_name() if name is None else name
+        # Now, rather than after the seconds that measuring processes take to start.
+        store.unused_path(results, name)
         resolved = suite.resolve(scenarios, runner)
-        return suite.begin(results, name or store.new_name(), resolved, plan)
+        return suite.begin(results, name, resolved, plan)
     assert name is not None
     folder = store.RunFolder.reopen(results, name)
+    if not folder.planned.scenarios:
+        raise UsageError(
+            f"{folder.path}: was begun by pytest, which alone knows its scenarios; go on with "
+            f"'pytest --stepmark-resume {name}'"
+        )
     if scenarios is not None:
-        resolved = suite.resolve(scenarios, runner)
         planned = folder.planned
-        if set(resolved) != set(planned.scenarios) or plan != planned.plan:
+        # The plan first: resolving scenarios takes the seconds that measuring processes start in.
+        same = plan == planned.plan
+        same = same and set(suite.resolve(scenarios, runner)) == set(planned.scenarios)
+        if not same:
             raise UsageError(
                 f"{folder.path}: was begun with other axes or another plan; resume it with "
-                f"'stepmark run --resume --save {name}' alone, or measure under another name"
+                f"'{_resume_command(folder.path)}', or measure under another name"
             )
     return folder
+
+
+def _resume_command(path: Path) -> str:
+    words = ["stepmark", "run", "--resume", "--save", path.name, "--results", str(path.parent)]
+    return shlex.join(words)
 
 
 def _print_table(results: list[Result]) -> None:
@@ -119,3 +140,6 @@ def _print_table(results: list[Result]) -> None:
             f"{result.scenario.id:<{width}}  {result.repeat:>6}  {rate:>12}  {median:>9}  "
             f"{p99:>9}  {ending}"
         )
+    for result in results:
+        for note in result.notes:
+            print(f"note: {result.scenario.id}, repeat {result.repeat}: {note}")

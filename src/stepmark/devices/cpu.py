@@ -1,12 +1,17 @@
 """The CPU: work is done when the call returns, so the host's clock is the device's."""
 
+import itertools
 import time
+from typing import Any
 
 import psutil
 import torch
 
 from stepmark.devices.base import Device, DeviceMemory, TorchDevice
 from stepmark.fingerprint import DeviceInfo
+
+# Its submodules are objects with more attributes than their source shows.
+_BACKENDS: Any = torch.backends
 
 
 class HostMarks:
@@ -22,7 +27,7 @@ class HostMarks:
     def intervals_s(self) -> list[float]:
         """See `stepmark.devices.Marks`."""
         points = self._points_ns
-        return [(b - a) / 1e9 for a, b in zip(points, points[1:], strict=False)]
+        return [(b - a) / 1e9 for a, b in itertools.pairwise(points)]
 
 
 class CpuDevice(TorchDevice):
@@ -42,13 +47,13 @@ class CpuDevice(TorchDevice):
         return HostMarks()
 
     def configure(self, *, tf32: bool) -> dict[str, str]:
-        """Keep oneDNN from rounding fp32 inputs; it can, to bf16 or tf32, where the CPU has units."""
+        """Keep oneDNN from rounding fp32 inputs to bf16 or tf32 where the CPU has units for it."""
         assert not tf32, "obstacle() refuses tf32 on a CPU"
-        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
-        torch.backends.mkldnn.conv.fp32_precision = "ieee"
+        _BACKENDS.mkldnn.matmul.fp32_precision = "ieee"
+        _BACKENDS.mkldnn.conv.fp32_precision = "ieee"
         return {
-            "mkldnn.matmul.fp32_precision": torch.backends.mkldnn.matmul.fp32_precision,
-            "mkldnn.conv.fp32_precision": torch.backends.mkldnn.conv.fp32_precision,
+            "mkldnn.matmul.fp32_precision": _BACKENDS.mkldnn.matmul.fp32_precision,
+            "mkldnn.conv.fp32_precision": _BACKENDS.mkldnn.conv.fp32_precision,
         }
 
     def reset_peaks(self) -> None:

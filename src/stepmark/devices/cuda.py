@@ -1,6 +1,8 @@
 """CUDA: work is queued on a stream, so points on its timeline are events on that stream."""
 
+import itertools
 import time
+from typing import Any
 
 import torch
 
@@ -10,11 +12,16 @@ from stepmark.fingerprint import DeviceInfo
 _BELOW_AMPERE = "{} needs compute capability 8.0 or higher, {} has {}.{}"
 
 
+# Without types: submodules that are objects at run time, and functions that torch left untyped.
+_BACKENDS: Any = torch.backends
+_CUDA: Any = torch.cuda
+
+
 class EventMarks:
     """Events on the current stream, allocated beforehand; resolution about 0.5 µs."""
 
     def __init__(self, capacity: int) -> None:
-        self._events = [torch.cuda.Event(enable_timing=True) for _ in range(capacity)]
+        self._events = [_CUDA.Event(enable_timing=True) for _ in range(capacity)]
         # torch creates the CUDA event at its first record; do that outside the window.
         for event in self._events:
             event.record()
@@ -28,7 +35,7 @@ class EventMarks:
     def intervals_s(self) -> list[float]:
         """See `stepmark.devices.Marks`."""
         events = self._events[: self._used]
-        return [a.elapsed_time(b) / 1e3 for a, b in zip(events, events[1:], strict=False)]
+        return [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
 
 
 class CudaDevice(TorchDevice):
@@ -51,13 +58,13 @@ class CudaDevice(TorchDevice):
     def configure(self, *, tf32: bool) -> dict[str, str]:
         """fp32 means fp32: cuDNN's own default would round convolutions to tf32."""
         wanted = "tf32" if tf32 else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = wanted
-        torch.backends.cudnn.conv.fp32_precision = wanted
-        torch.backends.cudnn.rnn.fp32_precision = wanted
+        _BACKENDS.cuda.matmul.fp32_precision = wanted
+        _BACKENDS.cudnn.conv.fp32_precision = wanted
+        _BACKENDS.cudnn.rnn.fp32_precision = wanted
         return {
-            "cuda.matmul.fp32_precision": torch.backends.cuda.matmul.fp32_precision,
-            "cudnn.conv.fp32_precision": torch.backends.cudnn.conv.fp32_precision,
-            "cudnn.benchmark": str(torch.backends.cudnn.benchmark),
+            "cuda.matmul.fp32_precision": _BACKENDS.cuda.matmul.fp32_precision,
+            "cudnn.conv.fp32_precision": _BACKENDS.cudnn.conv.fp32_precision,
+            "cudnn.benchmark": str(_BACKENDS.cudnn.benchmark),
         }
 
     def reset_peaks(self) -> None:
@@ -118,9 +125,9 @@ class CudaBackend:
         """Versions of CUDA, cuDNN, NCCL and the driver."""
         if not torch.cuda.is_available():
             return {}
-        found = {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        found = {"cuda": str(torch.version.cuda), "cudnn": str(_BACKENDS.cudnn.version())}
         if torch.distributed.is_nccl_available():
-            found["nccl"] = ".".join(map(str, torch.cuda.nccl.version()))
+            found["nccl"] = ".".join(map(str, _CUDA.nccl.version()))
         import pynvml
 
         try:

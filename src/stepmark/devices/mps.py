@@ -1,5 +1,6 @@
 """Apple's GPU: no cheap points on its timeline, so phases come from a pass that waits at each."""
 
+import itertools
 import time
 
 import torch
@@ -22,7 +23,7 @@ class WaitingMarks:
     def intervals_s(self) -> list[float]:
         """See `stepmark.devices.Marks`."""
         points = self._points_s
-        return [b - a for a, b in zip(points, points[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(points)]
 
 
 class MpsDevice(TorchDevice):

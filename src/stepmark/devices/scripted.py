@@ -1,5 +1,7 @@
 """A device without real time: tests advance its clock, and durations come back exactly."""
 
+import itertools
+
 import torch
 
 from stepmark.devices.base import DeviceMemory, TorchDevice
@@ -30,7 +32,7 @@ class ScriptedMarks:
     def intervals_s(self) -> list[float]:
         """See `stepmark.devices.Marks`."""
         points = self._points_s
-        return [b - a for a, b in zip(points, points[1:], strict=False)]
+        return [b - a for a, b in itertools.pairwise(points)]
 
 
 class ScriptedDevice(TorchDevice):

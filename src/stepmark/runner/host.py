@@ -7,63 +7,142 @@ supervisor is gone, however it went, the host kills what it started and leaves.
 import multiprocessing
 import os
 import queue
+import select
 import shutil
 import sys
+import tempfile
 import threading
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
-from stepmark.runner import rank
-from stepmark.runner.messages import Channel, Ended, Hello, Message, Order, dumps
+from stepmark.runner import processes
+from stepmark.runner.messages import Channel, Ended, Hello, Order, Stop, dumps
 
 
-def main(address: str) -> None:
-    """Serve the supervisor at ``address`` until it hangs up."""
-    channel = Channel.connect(address)
-    orders: queue.SimpleQueue[Message] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(channel, orders, Path(address)), daemon=True).start()
-    _adopt_orphans()
-    multiprocessing.set_forkserver_preload(["stepmark.runner.preload"])
-    context = multiprocessing.get_context("forkserver")
-    devices = context.SimpleQueue()
-    # In a process of its own, because asking for devices initializes CUDA; and a first process
-    # started is a server that is warm.
-    probe = context.Process(target=_describe, args=(devices,))
-    probe.start()
-    # Meanwhile: elastic takes as long to import as the server takes to get warm.
-    import torch.distributed.launcher.api  # noqa: F401
-
-    found, software = devices.get()
-    probe.join()
-    permanent = {process.pid for process in psutil.Process().children(recursive=True)}
-    channel.send(Hello(devices=found, software=software))
-    while True:
-        order = orders.get()
-        assert isinstance(order, Order)
-        ended = _run_elastic(order) if order.scenario.distributed else _run_single(order)
-        _sweep(permanent)
-        channel.send(ended)
+def main(address: str, supervisor_pid: int) -> None:
+    """Serve the supervisor at ``address`` until it is gone."""
+    folder = Path(address).parent
+    processes.adopt_orphans()
+    try:
+        channel = Channel.connect(address)
+    except OSError:
+        _leave(folder)
+    # Temporary files of multiprocessing and elastic; what the host leaves behind goes with it.
+    tempfile.tempdir = str(folder)
+    host = _Host(channel, folder, supervisor_pid)
+    # First of all: the imports that follow take seconds, in which the supervisor may die.
+    listener = threading.Thread(target=host.listen, daemon=True)
+    listener.start()
+    try:
+        host.serve()
+    finally:
+        # Whatever it was: if it is because the supervisor has gone, the listener is at it,
+        # and must be let finish.
+        if host.leaving.wait(1.0):
+            listener.join()
 
 
-def _listen(channel: Channel, orders: "queue.SimpleQueue[Message]", address: Path) -> None:
-    """Hand orders on; at the supervisor's end, end everything."""
-    while (messages := channel.receive()) is not None:
-        for message in messages:
-            orders.put(message)
-    _sweep(set())
-    shutil.rmtree(address.parent, ignore_errors=True)
+class _Host:
+    """Two threads: `serve` carries orders out, `listen` hears of new ones and of the end."""
+
+    def __init__(self, channel: Channel, folder: Path, supervisor_pid: int) -> None:
+        self._channel = channel
+        self._folder = folder
+        self._supervisor_pid = supervisor_pid
+        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._permanent: set[psutil.Process] = set()
+        self._stopping = False
+        self.leaving = threading.Event()
+
+    def serve(self) -> NoReturn:
+        """Carry out orders."""
+        self._channel.send(self._warm_up())
+        while True:
+            order = self._orders.get()
+            ended = _run_elastic(order) if order.scenario.distributed else _run_single(order)
+            self._sweep()
+            if not all(map(processes.is_alive, self._permanent)):
+                # The workload killed its parents, too; the next one shall not wait for them.
+                self._warm_up()
+            self._stopping = False
+            self._channel.send(ended)
+
+    def listen(self) -> NoReturn:
+        """Hand orders on; at the supervisor's end, end everything."""
+        while True:
+            # More may be starting while it is being stopped.
+            patience_s = 0.05 if self._stopping else 1.0
+            if select.select([self._channel], [], [], patience_s)[0]:
+                messages = self._channel.receive()
+                if messages is None:
+                    break
+                for message in messages:
+                    if isinstance(message, Order):
+                        self._orders.put(message)
+                    elif isinstance(message, Stop):
+                        self._stopping = True
+            # A process that the supervisor forked may hold the connection open for it.
+            elif os.getppid() != self._supervisor_pid:
+                break
+            if self._stopping:
+                self._sweep()
+        self.leaving.set()
+        _leave(self._folder)
+
+    def _warm_up(self) -> Hello:
+        """Start the server, and a first process from it, which waits until it is warm."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["stepmark.runner.preload"])
+        receiver, sender = context.Pipe(duplex=False)
+        # In a process of its own, because asking for devices initializes CUDA.
+        probe = context.Process(target=_describe, args=(sender,))
+        probe.start()
+        sender.close()
+        # Where the supervisor was started may be deleted one day; this folder stays. Only now,
+        # because the server looks for its modules from there if PYTHONPATH is relative.
+        os.chdir(self._folder)
+        # Meanwhile: these take as long to import as the server takes to get warm.
+
+        import stepmark.runner.rank  # noqa: F401
+
+        try:
+            hello = receiver.recv()
+        except EOFError:
+            probe.join()
+            sys.exit(f"looking for devices ended with exit code {probe.exitcode}")
+        probe.join()
+        self._permanent = set(processes.descendants())
+        assert isinstance(hello, Hello)
+        return hello
+
+    def _sweep(self) -> None:
+        """Kill every descendant but the permanent ones."""
+        processes.end(lambda: [p for p in processes.descendants() if p not in self._permanent])
+
+
+def _leave(folder: Path) -> NoReturn:
+    processes.end(processes.descendants)
+    for _ in range(10):
+        # The other thread may be making files there.
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            break
     os._exit(0)
 
 
-def _describe(answer: "multiprocessing.SimpleQueue[object]") -> None:
+def _describe(answer: "Connection[Hello, None]") -> None:
     from stepmark import devices
 
-    answer.put((devices.describe(), devices.software()))
+    answer.send(Hello(devices=devices.describe(), software=devices.software()))
 
 
 def _run_single(order: Order) -> Ended:
     """World size 1 without DDP: one process, no rendezvous."""
+    from stepmark.runner import rank
+
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=rank.main, args=(dumps(order),))
     process.start()
@@ -74,14 +153,16 @@ def _run_single(order: Order) -> Ended:
 
 def _run_elastic(order: Order) -> Ended:
     """Ranks through torch.distributed.elastic, started from the same warm server."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    world_size = order.scenario.world_size
+    from stepmark.runner import rank
+
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=world_size,
+        nproc_per_node=order.scenario.world_size,
         run_id=Path(order.folder).name,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
@@ -89,32 +170,12 @@ def _run_elastic(order: Order) -> Ended:
         monitor_interval=0.1,
         start_method="forkserver",
         local_addr="127.0.0.1",
+        logs_specs=DefaultLogsSpecs(log_dir=order.folder),
     )
-    exit_codes = {str(i): 0 for i in range(world_size)}
     try:
         elastic_launch(config, rank.main)(dumps(order))
     except ChildFailedError as error:
-        exit_codes |= {str(i): failure.exitcode for i, failure in error.failures.items()}
+        return Ended(exit_codes={str(i): f.exitcode for i, f in error.failures.items()})
     except Exception as error:  # noqa: BLE001 - the rendezvous may fail in many ways
         return Ended(exit_codes={}, error=f"{type(error).__name__}: {error}")
-    return Ended(exit_codes=exit_codes)
-
-
-def _adopt_orphans() -> None:
-    """Make processes whose parents died children of this one (Linux), so `_sweep` finds them."""
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_child_subreaper = 36  # from <sys/prctl.h>
-        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
-
-
-def _sweep(spared: set[int]) -> None:
-    """Kill every descendant but the spared ones, and wait until they are gone."""
-    left = [p for p in psutil.Process().children(recursive=True) if p.pid not in spared]
-    for process in left:
-        try:
-            process.kill()
-        except psutil.NoSuchProcess:
-            continue
-    psutil.wait_procs(left, timeout=5)
+    return Ended(exit_codes={})

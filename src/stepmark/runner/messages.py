@@ -1,12 +1,14 @@
 """What the processes of a measurement say to each other: dataclasses as lines of JSON.
 
-    supervisor  --Order-->  host  --(forkserver, elastic)-->  ranks
+    supervisor  --Order, Stop-->  host  --(forkserver, elastic)-->  ranks
     supervisor  <--Hello, Ended--  host
-    supervisor  <--Started, Stage, Done, Failed--  ranks
+    supervisor  <--Stage, Done, Failed--  ranks
 
-Host and ranks connect to the supervisor's socket; a closed connection is how a death is noticed.
+Host and ranks connect to the supervisor's socket. A host notices by a closed connection that its
+supervisor is gone, and the other way round.
 """
 
+import contextlib
 import dataclasses
 import json
 import socket
@@ -36,6 +38,7 @@ class Order:
         plan: how long.
         threads: compute threads per rank.
         requested_s: ``time.monotonic`` at the request.
+        directory: the supervisor's current one; becomes the ranks'.
         sys_path: where the supervisor finds modules; a user's workload may need it.
         folder: for the ranks' output.
         address: the supervisor's socket.
@@ -45,9 +48,15 @@ class Order:
     plan: Plan
     threads: int
     requested_s: float
+    directory: str
     sys_path: tuple[str, ...]
     folder: str
     address: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stop:
+    """Kill what the order started; `Ended` follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +64,13 @@ class Ended:
     """All processes of an order are gone.
 
     Attributes:
-        exit_codes: by rank; negative is the number of the signal that killed it.
+        exit_codes: by rank; negative is the number of the signal that killed it. Of several
+            ranks, elastic tells of the one that failed first; if none failed, of none.
         error: why ranks could not be started at all; empty otherwise.
     """
 
     exit_codes: dict[str, int]
     error: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Started:
-    """A rank runs; its process id is its process group's too."""
-
-    rank: int
-    pid: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +91,25 @@ class Done:
 
 @dataclass(frozen=True, kw_only=True)
 class Failed:
-    """A rank ended by an exception."""
+    """A rank ended by an exception.
+
+    Attributes:
+        rank: its number.
+        at_s: when, by ``time.monotonic``, which is one clock for all processes.
+        outcome: what that makes of the scenario.
+        reason: one line.
+        detail: the traceback.
+    """
 
     rank: int
+    at_s: float
     outcome: Outcome
     reason: str
     detail: str
 
 
-Message = Hello | Order | Ended | Started | Stage | Done | Failed
-_KINDS = {kind.__name__: kind for kind in (Hello, Order, Ended, Started, Stage, Done, Failed)}
+Message = Hello | Order | Stop | Ended | Stage | Done | Failed
+_KINDS = {kind.__name__: kind for kind in (Hello, Order, Stop, Ended, Stage, Done, Failed)}
 
 
 def dumps(message: Message) -> str:
@@ -155,5 +166,7 @@ class Channel:
         return [loads(line) for line in lines]
 
     def close(self) -> None:
-        """Hang up."""
+        """Hang up, for forked children that share the socket too."""
+        with contextlib.suppress(OSError):
+            self._stream.shutdown(socket.SHUT_RDWR)
         self._stream.close()

@@ -11,3 +11,7 @@ import stepmark.runner.rank
 import stepmark.workloads.articles
 import stepmark.workloads.gpt
 import stepmark.workloads.vision  # noqa: F401
+from stepmark.loading import die_with_parent
+
+# The server, with the host: it would otherwise live for as long as one of its processes does.
+die_with_parent()

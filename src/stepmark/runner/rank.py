@@ -1,9 +1,13 @@
 """One rank's process: from its first line of Python to its last message."""
 
 import faulthandler
+import io
+import itertools
 import os
 import sys
+import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,45 +15,63 @@ import torch
 from stepmark import session
 from stepmark.errors import StepmarkError
 from stepmark.loading import die_with_parent
-from stepmark.result import Outcome
-from stepmark.runner.messages import Channel, Done, Failed, Order, Stage, Started, loads
+from stepmark.place import open_place
+from stepmark.result import Outcome, RankRecord
+from stepmark.runner.messages import Channel, Done, Failed, Message, Order, Stage, loads
+
+# A rank that is killed makes the others fail within milliseconds, by an exception of gloo or
+# NCCL. They stay for so long, that elastic, which looks every 0.1 s, sees the killed one first.
+LINGER_S = 1.0
+
+LONGEST_REASON = 400  # characters; the detail holds the whole of it
 
 
 def main(order_json: str) -> None:
     """Measure what the order says and report it. Every way to fail becomes a message."""
+    die_with_parent()
+    # What a workload does to its own process group must not reach the server.
+    os.setpgid(0, 0)
     order = loads(order_json)
     assert isinstance(order, Order)
-    die_with_parent()
-    # A group of its own: stopping or killing it takes the loader's workers along.
-    os.setpgid(0, 0)
-    rank = int(os.environ.get("RANK", "0"))
+    # Outside of elastic the variable may be there as well, from whatever started the supervisor.
+    rank = int(os.environ["RANK"]) if order.scenario.distributed else 0
     _redirect_output(Path(order.folder) / f"rank{rank}.log")
+    pid = os.getpid()
     channel = Channel.connect(order.address)
-    channel.send(Started(rank=rank, pid=os.getpid()))
-    # After the server's own, so that a module there cannot hide the standard library's.
-    sys.path += [entry for entry in order.sys_path if entry not in sys.path]
+
+    def say(message: Message) -> None:
+        # A child that the workload forked may come by here; it must not speak for the rank.
+        if os.getpid() != pid:
+            os._exit(1)
+        channel.send(message)
+
     try:
-        place = session.open_place(
-            order.scenario, threads=order.threads, requested_s=order.requested_s
-        )
-        record = session.run(
-            order.scenario,
-            order.plan,
-            place,
-            lambda stage, rate: channel.send(Stage(rank=rank, stage=stage, samples_per_s=rate)),
-        )
-    except Exception as error:  # noqa: BLE001 - here a rank's death becomes an outcome
-        channel.send(
+        record = _measure(order, lambda s, rate: say(Stage(rank=rank, stage=s, samples_per_s=rate)))
+    except BaseException as error:  # noqa: BLE001 - here a rank's death becomes an outcome
+        say(
             Failed(
                 rank=rank,
+                at_s=time.monotonic(),
                 outcome=Outcome.OOM if _out_of_memory(error) else Outcome.FAILED,
                 reason=_reason(error),
                 detail=traceback.format_exc(),
             )
         )
-        sys.exit(1)
-    channel.send(Done(record=record))
+        if order.scenario.distributed:
+            time.sleep(LINGER_S)
+        # Not by way of the interpreter's end: it waits for threads and processes of a workload
+        # that has failed anyway.
+        os._exit(1)
+    say(Done(record=record))
     channel.close()
+
+
+def _measure(order: Order, progress: session.Progress) -> RankRecord:
+    os.chdir(order.directory)
+    # After the server's own, so that a module there cannot hide the standard library's.
+    sys.path += [entry for entry in order.sys_path if entry not in sys.path]
+    place = open_place(order.scenario, threads=order.threads, requested_s=order.requested_s)
+    return session.run(order.scenario, order.plan, place, progress)
 
 
 def _redirect_output(log: Path) -> None:
@@ -58,19 +80,38 @@ def _redirect_output(log: Path) -> None:
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)
+    # Line by line, as on a terminal: a rank that is killed loses nothing it said before.
+    assert isinstance(sys.stdout, io.TextIOWrapper)
+    sys.stdout.reconfigure(line_buffering=True)
     faulthandler.enable()
 
 
 def _out_of_memory(error: BaseException) -> bool:
     # The CPU allocator raises a plain RuntimeError; its text is all there is to go by.
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return any(
+        isinstance(cause, (torch.OutOfMemoryError, MemoryError))
+        or (isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause))
+        for cause in _causes(error)
     )
 
 
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and those it was raised from, the latest first."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__
+
+
 def _reason(error: BaseException) -> str:
-    """One line."""
-    text = " ".join(str(error).split())
-    if isinstance(error, StepmarkError):
-        return text
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    """One line; of an error in a loader worker, what the dataset raised there."""
+    text = str(error)
+    # torch raises it again here, with the worker's traceback for its message.
+    where, original, last = text.rpartition("Traceback (most recent call last):\n")
+    if original and where.startswith("Caught "):
+        own_lines = itertools.dropwhile(lambda line: line[:1] == " ", last.splitlines())
+        text = " ".join([*own_lines, "(in a loader worker)"])
+    elif not isinstance(error, StepmarkError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ..."

@@ -72,7 +72,11 @@ def _check(target: Target) -> None:
     importlib.invalidate_caches()
     if target.file is not None:
         source: Path | None = target.file
-        if not target.file.is_file():
+        try:
+            found = target.file.is_file()
+        except OSError as error:  # too long for a name, most likely
+            raise WorkloadError(f"{target.address}: {error.strerror}") from None
+        if not found:
             raise WorkloadError(f"{target.address}: no file {target.file.absolute()}")
         if target.file.suffix != ".py":
             raise WorkloadError(f"{target.address}: {target.file} is not a .py file")

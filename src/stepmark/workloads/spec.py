@@ -54,7 +54,10 @@ def parse(spec: str) -> Target:
     if not function.isidentifier():
         raise WorkloadError(f"{spec}: {function!r} is no function name; {_FORMS}")
     if place.endswith(".py") or "/" in place or "\\" in place:
-        file = Path(place).expanduser()
+        try:
+            file = Path(place).expanduser()
+        except RuntimeError:
+            raise WorkloadError(f"{spec}: nobody here is called {Path(place).parts[0]!r}") from None
         return Target(address=address, file=file, function=function, options=options)
     if not all(part.isidentifier() for part in place.split(".")):
         raise WorkloadError(f"{spec}: {place!r} is neither a module nor a .py file; {_FORMS}")

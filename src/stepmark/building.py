@@ -1,0 +1,71 @@
+"""From a workload and a scenario to what the loop works on."""
+
+import functools
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from stepmark.devices import Device
+from stepmark.errors import WorkloadError
+from stepmark.loading import to_device
+from stepmark.loop import Training
+from stepmark.scenario import Precision, Scenario
+from stepmark.workload import Workload
+
+AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
+
+
+def make_training(workload: Workload, scenario: Scenario, device: Device) -> Training:
+    """What the loop works on, before any DDP wrapping."""
+    model = workload.model.to(device.torch_device)
+    model.train()
+    optimizer = workload.optimizer(model.parameters())
+    if not callable(getattr(optimizer, "step", None)):
+        raise WorkloadError(
+            f"optimizer(parameters) returned {type(optimizer).__name__}: must be a "
+            "torch.optim.Optimizer"
+        )
+    dtype = AUTOCAST_DTYPES.get(scenario.precision)
+    return Training(
+        model=model,
+        loss=workload.loss,
+        optimizer=optimizer,
+        to_device=functools.partial(to_device, device=device.torch_device),
+        scaler=device.scaler(enabled=scenario.precision is Precision.FP16),
+        accumulation=scenario.accumulation,
+        clip_norm=workload.clip_norm,
+        scheduler=None if workload.scheduler is None else workload.scheduler(optimizer),
+        autocast=nullcontext if dtype is None else functools.partial(device.autocast, dtype),
+    )
+
+
+def checked_loss(workload: Workload, model: torch.nn.Module, batch: Any) -> torch.Tensor:
+    """A loss that can be trained on; ``backward()`` says of another one what it is not.
+
+    Raises:
+        WorkloadError: it is no tensor, no single number, or depends on no trained parameter.
+    """
+    loss = workload.loss(model, batch)
+    if not isinstance(loss, torch.Tensor):
+        raise WorkloadError(f"the loss is of type {type(loss).__name__}: must be a scalar tensor")
+    if loss.numel() != 1:
+        raise WorkloadError(
+            f"the loss is a tensor of shape {tuple(loss.shape)}: must be a scalar, the mean over "
+            "its micro-batch"
+        )
+    if not loss.requires_grad:
+        raise WorkloadError(
+            "the loss needs no gradient, so nothing would be trained: it must depend on parameters "
+            "that have requires_grad=True, and not be detached or made under no_grad"
+        )
+    return loss
+
+
+def wrap_ddp(model: torch.nn.Module, device: Device) -> DistributedDataParallel:
+    """DistributedDataParallel on this rank's device."""
+    on_accelerator = device.torch_device.index is not None
+    return DistributedDataParallel(
+        model, device_ids=[device.torch_device.index] if on_accelerator else None
+    )

@@ -1,0 +1,82 @@
+"""What became of an order: from all that was heard of it to an outcome and a reason."""
+
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepmark.result import Outcome, RankRecord
+from stepmark.runner.host_process import Progress, tail
+from stepmark.runner.messages import Order
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a scenario ended; the fields are those of `Result`."""
+
+    outcome: Outcome
+    reason: str
+    detail: str = ""
+    records: tuple[RankRecord, ...] = ()
+
+
+def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) -> Ending:
+    """What became of an order. The first cause wins: a rank that dies makes the others fail.
+
+    Args:
+        progress: what was heard.
+        order: what was asked for; its folder still holds the ranks' output.
+        host_log: the end of what the host printed.
+        oom_killed: the kernel has killed a process for want of memory meanwhile.
+    """
+    world_size = order.scenario.world_size
+    if len(progress.records) == world_size:
+        records = tuple(progress.records[rank] for rank in range(world_size))
+        return Ending(Outcome.OK, "", records=records)
+    logs = _logs(Path(order.folder))
+    if progress.stopped and not progress.failures:
+        limit = f"{order.plan.timeout:g} s"
+        reason = f"not finished after {limit} (while {progress.stage}); raise --timeout"
+        return Ending(Outcome.TIMEOUT, reason, logs)
+    if not progress.stopped:
+        # One that failed has spoken, whatever its exit code; who dies silently was killed.
+        spoken = {failure.rank for failure in progress.failures}
+        exit_codes = {} if progress.ended is None else progress.ended.exit_codes
+        for rank, code in exit_codes.items():
+            if code and int(rank) not in spoken:
+                who = f"rank {rank}" if world_size > 1 else "the measuring process"
+                return _of_exit_code(code, who, oom_killed, logs)
+    for failure in sorted(progress.failures, key=lambda failure: failure.at_s):
+        detail = f"{failure.detail}\n{logs}".strip()
+        where = f"rank {failure.rank}: " if world_size > 1 else ""
+        if oom_killed and "DataLoader worker" in failure.reason:
+            reason = f"{where}the kernel killed a loader worker: out of host memory"
+            return Ending(Outcome.OOM, reason, detail)
+        return Ending(failure.outcome, where + failure.reason, detail)
+    if progress.host_lost or progress.ended is None:
+        return Ending(Outcome.FAILED, "the measuring host died", f"{logs}\n{host_log}".strip())
+    if progress.ended.error:
+        reason = f"ranks not started: {progress.ended.error}"
+        return Ending(Outcome.FAILED, reason, host_log)
+    return Ending(Outcome.FAILED, "ended with exit code 0 before it was measured", logs)
+
+
+def _of_exit_code(code: int, who: str, oom_killed: bool, logs: str) -> Ending:
+    if code == -signal.SIGKILL and oom_killed:
+        reason = f"{who} was killed by the kernel: out of host memory"
+        return Ending(Outcome.OOM, reason, logs)
+    if code > 0:
+        reason = f"{who} ended with exit code {code} before it was measured"
+        return Ending(Outcome.FAILED, reason, logs)
+    # Real-time signals have numbers only.
+    known = {int(number): number.name for number in signal.Signals}
+    name = known.get(-code, f"signal {-code}")
+    return Ending(Outcome.FAILED, f"{who} was killed by {name}", logs)
+
+
+def _logs(folder: Path) -> str:
+    """The end of what each rank printed."""
+    return "\n".join(
+        f"--- output of rank {log.stem.removeprefix('rank')} ---\n{text}"
+        for log in sorted(folder.glob("rank*.log"))
+        if (text := tail(log))
+    )

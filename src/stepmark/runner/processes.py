@@ -1,0 +1,66 @@
+"""Finding the processes of a measurement, and ending them."""
+
+import contextlib
+import ctypes
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+# How long processes get to disappear after SIGKILL: the kernel takes its time over a large
+# memory, a driver over a device.
+GRACE_S = 10.0
+
+# Stands in the environment of a host and of all that it starts, with the host's folder as value.
+MARK = "STEPMARK_HOST"
+
+
+def end(find: Callable[[], list[psutil.Process]]) -> None:
+    """Kill what ``find`` finds, until it finds nothing; give up after `GRACE_S`.
+
+    Once is not enough: a process may fork while it is being killed.
+    """
+    deadline_s = time.monotonic() + GRACE_S
+    while (found := find()) and time.monotonic() < deadline_s:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=0.1)
+
+
+def descendants() -> list[psutil.Process]:
+    """All processes below this one."""
+    found: list[psutil.Process] = psutil.Process().children(recursive=True)
+    return found
+
+
+def marked(folder: Path) -> list[psutil.Process]:
+    """Processes of the host with that folder, wherever they hang in the tree by now.
+
+    For when the host itself is gone. A process that replaced its environment is not found.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get(MARK) == str(folder):
+                found.append(process)
+    return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs; one that only waits to be reaped does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def adopt_orphans() -> None:
+    """Make processes whose parents died children of this one (Linux).
+
+    Then a daemon that a workload started is found among the `descendants`.
+    """
+    if sys.platform == "linux":
+        pr_set_child_subreaper = 36  # from <sys/prctl.h>
+        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
