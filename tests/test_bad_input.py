@@ -5,6 +5,7 @@ sees is a ``failed`` row with a reason of one line, and exit code 1.
 """
 
 import json
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -183,7 +184,6 @@ REASONS = {
     "broken.py:iterable_with_length": "EndlessWithLength: is an IterableDataset; stepmark",
     "broken.py:item_raises": "ValueError: sample is broken",
     "broken.py:item_key_error": "KeyError: 'label'",
-    "broken.py:item_exits": "exit",
     "broken.py:ragged": "RuntimeError: ",
     "broken.py:three": "batches must be pairs (inputs, targets) with a loss_fn, or dictionaries",
     "broken.py:wrong_width": "shapes cannot be multiplied (4x10 and 11x2)",
@@ -370,7 +370,8 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def broken(folder: Path) -> tuple[subprocess.CompletedProcess[str], dict[tuple[str, int], Any]]:
     """Everything broken measured in one run: the command, and its rows by workload and workers."""
-    workloads = ["broken.py:fine", "broken.py:not_a_number", *REASONS]
+    others = ("fine", "not_a_number", "item_exits")
+    workloads = [*(f"broken.py:{name}" for name in others), *REASONS]
     done = stepmark(
         *("run", *(word for workload in workloads for word in ("--workload", workload))),
         *("--device", "cpu", "--batch-size", 4, "--num-workers", "0,2"),
@@ -398,6 +399,15 @@ def test_what_only_measuring_shows_is_a_failed_row_with_its_reason(
     )
 
 
+def test_a_dataset_that_exits_is_a_failed_row_too(
+    broken: tuple[Any, dict[tuple[str, int], Any]],
+) -> None:
+    rows = [broken[1]["broken.py:item_exits", num_workers] for num_workers in (0, 2)]
+    assert [row["outcome"] for row in rows] == ["failed", "failed"]
+    assert re.search(r"SystemExit: 3|exit code 3", rows[0]["reason"])
+    assert re.search(r"DataLoader worker \(pid.*\) exited unexpectedly", rows[1]["reason"])
+
+
 def test_failures_end_with_exit_code_1_each_on_one_line_and_without_a_traceback(
     broken: tuple[subprocess.CompletedProcess[str], Any],
 ) -> None:
@@ -406,7 +416,7 @@ def test_failures_end_with_exit_code_1_each_on_one_line_and_without_a_traceback(
     assert done.stderr == ""
     assert "Traceback" not in done.stdout
     lines = done.stdout.splitlines()
-    assert sum("  failed: " in line for line in lines) == 2 * len(REASONS)
+    assert sum("  failed: " in line for line in lines) == 2 * (len(REASONS) + 1)
 
 
 def test_what_a_workload_prints_stays_out_of_the_output(

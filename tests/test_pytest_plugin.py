@@ -232,12 +232,15 @@ def test_a_run_is_resumed_with_what_it_lacks(
         "    scenario = Scenario(workload='mlp-toy', device='cpu', batch_size=3)\n"
         "    measure(scenario, Plan(steps=8))\n"
     )
+    (copy / "test_stop.py").write_text("def test_stop(): raise KeyboardInterrupt\n")
     done = python(
-        *("-m", "pytest", "-k", "measured or skipped or failing or plan"),
-        *("--stepmark-resume", "base"),
+        *("-m", "pytest", "test_plan.py", "test_suite.py", "test_stop.py"),
+        *("-k", "measured or skipped or failing or plan or stop", "--stepmark-resume", "base"),
         cwd=copy,
     )
     assert "2 failed, 2 passed, 1 skipped" in done.stdout
+    assert done.returncode == pytest.ExitCode.INTERRUPTED
+    assert "run saved in results/base; go on with --stepmark-resume base\n" in done.stdout
     assert "results/base: has mlp-toy-cpu-bs3 measured with another plan" in done.stdout
     assert "failed: broken.py:build raised RuntimeError: no weights" in done.stdout
     after = {path: path.stat().st_mtime_ns for path in lost.parent.iterdir()}

@@ -55,8 +55,10 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
     if progress.host_lost or progress.ended is None:
         return Ending(Outcome.FAILED, "the measuring host died", f"{logs}\n{host_log}".strip())
     if progress.ended.error:
-        reason = f"ranks not started: {progress.ended.error}"
-        return Ending(Outcome.FAILED, reason, host_log)
+        reason = f"the measuring processes were lost: {progress.ended.error}"
+        return Ending(
+            Outcome.OOM if oom_killed else Outcome.FAILED, reason, f"{logs}\n{host_log}".strip()
+        )
     return Ending(Outcome.FAILED, "ended with exit code 0 before it was measured", logs)
 
 

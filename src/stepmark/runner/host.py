@@ -65,7 +65,8 @@ class _Host:
             ended = _run_elastic(order) if order.scenario.distributed else _run_single(order)
             self._sweep()
             if not all(map(processes.is_alive, self._permanent)):
-                # The workload killed its parents, too; the next one shall not wait for them.
+                ended = Ended(exit_codes={}, error="the server they are forked from died")
+                # Now, so that the next one need not wait for it.
                 self._warm_up()
             self._stopping = False
             self._channel.send(ended)

@@ -66,7 +66,7 @@ class Ended:
     Attributes:
         exit_codes: by rank; negative is the number of the signal that killed it. Of several
             ranks, elastic tells of the one that failed first; if none failed, of none.
-        error: why ranks could not be started at all; empty otherwise.
+        error: why ranks could not be started, or be watched until their end; empty otherwise.
     """
 
     exit_codes: dict[str, int]

@@ -1,5 +1,6 @@
 """One rank's process: from its first line of Python to its last message."""
 
+import contextlib
 import faulthandler
 import io
 import itertools
@@ -23,7 +24,8 @@ from stepmark.runner.messages import Channel, Done, Failed, Message, Order, Stag
 # NCCL. They stay for so long, that elastic, which looks every 0.1 s, sees the killed one first.
 LINGER_S = 1.0
 
-LONGEST_REASON = 400  # characters; the detail holds the whole of it
+LONGEST_REASON = 400  # characters; the detail holds the rest of it
+LONGEST_DETAIL = 20_000  # characters; what is cut off is the beginning, which is stepmark's own
 
 
 def main(order_json: str) -> None:
@@ -31,6 +33,7 @@ def main(order_json: str) -> None:
     die_with_parent()
     # What a workload does to its own process group must not reach the server.
     os.setpgid(0, 0)
+    _volunteer_to_be_killed()
     order = loads(order_json)
     assert isinstance(order, Order)
     # Outside of elastic the variable may be there as well, from whatever started the supervisor.
@@ -53,8 +56,8 @@ def main(order_json: str) -> None:
                 rank=rank,
                 at_s=time.monotonic(),
                 outcome=Outcome.OOM if _out_of_memory(error) else Outcome.FAILED,
-                reason=_reason(error),
-                detail=traceback.format_exc(),
+                reason=_writable(_reason(error)[:LONGEST_REASON]),
+                detail=_writable(traceback.format_exc()[-LONGEST_DETAIL:]),
             )
         )
         if order.scenario.distributed:
@@ -72,6 +75,16 @@ def _measure(order: Order, progress: session.Progress) -> RankRecord:
     sys.path += [entry for entry in order.sys_path if entry not in sys.path]
     place = open_place(order.scenario, threads=order.threads, requested_s=order.requested_s)
     return session.run(order.scenario, order.plan, place, progress)
+
+
+def _volunteer_to_be_killed() -> None:
+    """If memory runs out, the kernel (Linux) shall take this process or its workers.
+
+    Not the server, which looks larger because it holds all that was preloaded, nor a program that
+    has nothing to do with it.
+    """
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
 
 
 def _redirect_output(log: Path) -> None:
@@ -115,3 +128,8 @@ def _reason(error: BaseException) -> str:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ..."
+
+
+def _writable(text: str) -> str:
+    """The text without what a file cannot hold, such as the bytes of a misnamed file."""
+    return text.encode(errors="backslashreplace").decode()
