@@ -132,5 +132,5 @@ def test_every_public_name_is_where_the_package_says() -> None:
     assert sorted(stepmark._HOMES) == sorted(stepmark.__all__)
     for name in stepmark.__all__:
         assert getattr(stepmark, name).__module__.startswith(stepmark._HOMES[name])
-    with pytest.raises(AttributeError, match="no attribute 'measurement'"):
-        _ = stepmark.measurement
+    with pytest.raises(AttributeError, match="no attribute 'mesure'"):
+        _ = stepmark.mesure

@@ -109,23 +109,38 @@ def test_steps_that_cannot_be_marked_leave_their_columns_empty() -> None:
     assert row["samples_per_s"] == 64 * 50 / 2.0
 
 
-def test_phases_are_those_of_the_rank_that_was_slowest_while_phases_were_marked() -> None:
-    """Another rank than the slowest of the steps-only window may be meant."""
-    first = {
-        "window": make_window(window_s=9.0),
-        "phase_window": make_window(window_s=1.0),
-        "phases": make_phases(step_s=0.02),
-    }
+def test_steps_and_phases_are_those_of_the_rank_with_the_longest_window() -> None:
+    first = {"window": make_window(window_s=9.0), "phases": make_phases(step_s=0.02)}
     second = {
         "window": make_window(window_s=1.0),
-        "phase_window": make_window(window_s=2.0),
+        "phase_window": make_window(window_s=20.0),
         "phases": make_phases(step_s=0.04, shares={"forward": 0.25, "backward": 0.5}),
     }
     row = of_two_ranks(first, second).row()
     assert row["window_s"] == 9.0
+    assert row["phase_step_s"] == 0.02
+
+
+def test_among_ranks_that_exchange_gradients_the_slowest_is_the_one_slowest_alone() -> None:
+    """Their windows have one length, whoever waits for whom."""
+
+    def alone(seconds: float) -> Reading:
+        return Reading(name="free_step", unit="s", scope="rank", value=seconds)
+
+    first = {
+        "window": make_window(window_s=9.0),
+        "phases": make_phases(step_s=0.02),
+        "readings": (alone(0.001),),
+    }
+    second = {
+        "window": make_window(window_s=8.9),
+        "phases": make_phases(step_s=0.04, shares={"forward": 0.25, "backward": 0.5}),
+        "readings": (alone(0.031),),
+    }
+    row = of_two_ranks(first, second).row()
+    assert row["window_s"] == 9.0  # throughput is over the longest window all the same
     assert row["phase_step_s"] == 0.04
     assert (row["forward_s"], row["backward_s"]) == (0.01, 0.02)
-    assert (row["data_wait_s"], row["h2d_s"], row["optimizer_s"]) == (0.0, 0.0, 0.0)
 
 
 def test_the_six_phases_of_a_row_sum_to_its_step() -> None:

@@ -63,9 +63,13 @@ def checked_loss(workload: Workload, model: torch.nn.Module, batch: Any) -> torc
     return loss
 
 
-def wrap_ddp(model: torch.nn.Module, device: Device) -> DistributedDataParallel:
+def wrap_ddp(
+    model: torch.nn.Module, device: Device, *, find_unused_parameters: bool
+) -> DistributedDataParallel:
     """DistributedDataParallel on this rank's device."""
     on_accelerator = device.torch_device.index is not None
     return DistributedDataParallel(
-        model, device_ids=[device.torch_device.index] if on_accelerator else None
+        model,
+        device_ids=[device.torch_device.index] if on_accelerator else None,
+        find_unused_parameters=find_unused_parameters,
     )

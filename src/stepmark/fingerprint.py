@@ -12,12 +12,14 @@ class DeviceInfo:
         names: one name per device, in index order.
         max_ranks: how many DDP ranks it can carry; ``None`` where there is no limit.
         precisions: precisions it can train in, with ``""``, or a reason why it cannot.
+        pins_memory: it copies faster, and beside the host's work, from page-locked memory.
     """
 
     kind: str
     names: tuple[str, ...]
     max_ranks: int | None = None
     precisions: dict[str, str] = field(default_factory=dict)
+    pins_memory: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from stepmark.loop import Callback, Training, train
 from stepmark.place import Place
 from stepmark.probes.scaler import AppliedSteps
 from stepmark.probes.timing import PhaseMarks, StepMarks
-from stepmark.result import Phases, Reading, WarmUp, Window
+from stepmark.result import EndedBy, Phases, Reading, WarmUp, Window
 from stepmark.scenario import Plan, Scenario
 from stepmark.windows import Budget, Stretch, settled, stretch_steps
 
@@ -34,6 +34,7 @@ class Measurement:
         self.training = training
         self.batches = batches
         self.expected_step_s = 0.0
+        self.lead_in_cut = False
         # Batches that lie ready after a pause would make a window's first steps look fast; and
         # the first step after a pause is slow, its caches being cold.
         self.lead_in_steps = max(1, math.ceil(scenario.lead_in_batches / scenario.accumulation))
@@ -59,7 +60,7 @@ class Measurement:
             num_steps = stretch_steps(self.expected_step_s)
             is_settled = len(stretches) > 1 and settled(*stretches[-2:])
         return WarmUp(
-            num_steps=1 + sum(s.num_steps for s in stretches),
+            num_steps=sum(s.num_steps for s in stretches),
             seconds=sum(s.seconds for s in stretches),
             settled=is_settled,
         )
@@ -90,7 +91,8 @@ class Measurement:
             window = dataclasses.replace(
                 window, step_s=tuple(round(s, 9) for s in marks.intervals_s())
             )
-        self.expected_step_s = window.window_s / window.num_steps
+        # Agreed: from it ranks work out when to ask each other, and must come to the same answer.
+        self.expected_step_s = self.place.agree(window.window_s) / window.num_steps
         return window, value_of(losses), skipped_steps
 
     def phases(self) -> tuple[Window, Phases, Reading]:
@@ -121,11 +123,19 @@ class Measurement:
         fastest_s = -self.place.agree(-free_s)
         return [
             Reading(
-                name="ddp_sync",
+                name="free_step",
                 unit="s",
                 scope="rank",
-                value=window.window_s / window.num_steps - free_s,
-                note="mean step less the mean step under no_sync: all that DDP's all-reduce costs",
+                value=free_s,
+                note="mean step of this rank alone, under no_sync",
+            ),
+            Reading(
+                name="ddp_sync",
+                unit="s",
+                scope="node",
+                value=self.expected_step_s - slowest_s,
+                note="mean step less the slowest rank's step under no_sync: what all-reduce costs "
+                "beside waiting for that rank",
             ),
             Reading(
                 name="straggler_skew",
@@ -176,8 +186,10 @@ class Measurement:
         return window, losses
 
     def lead_in(self) -> None:
-        """Steps between a pause and a window, which follows at once."""
-        train(self.training, self.batches, range(self.lead_in_steps))
+        """Steps between a pause and a window, which follows at once; at most a window's budget."""
+        budget = self.budget(self.lead_in_steps, self.plan.max_seconds)
+        train(self.training, self.batches, budget)
+        self.lead_in_cut = self.lead_in_cut or budget.ended_by is EndedBy.SECONDS
 
 
 def value_of(losses: list[Tensor]) -> float:

@@ -21,7 +21,6 @@ class Place:
 
     Attributes:
         rank: its number.
-        world_size: how many there are.
         device: its device.
         threads: its compute threads.
         requested_s: when the scenario was asked for, by ``time.monotonic``.
@@ -30,7 +29,6 @@ class Place:
     """
 
     rank: int
-    world_size: int
     device: Device
     threads: int
     requested_s: float
@@ -47,7 +45,6 @@ def open_place(scenario: Scenario, *, threads: int, requested_s: float) -> Place
     torch.set_num_threads(threads)
     return Place(
         rank=rank,
-        world_size=scenario.world_size,
         device=BACKENDS[scenario.device].open(local_rank),
         threads=threads,
         requested_s=requested_s,

@@ -144,7 +144,7 @@ class Memory:
         peak_allocated_bytes: most bytes held by tensors on the accelerator.
         peak_reserved_bytes: most bytes held by its caching allocator.
         peak_host_bytes: growth of the rank's resident set from its own start to its peak, plus
-            the proportional set size of its loader workers at the window's end.
+            what its loader workers have to themselves at the window's end.
         workers_bytes: the loader workers' part of it.
         nvml_used_bytes: memory in use on the whole device as NVML tells, by anyone.
     """
@@ -228,8 +228,17 @@ class Result:
 
     @property
     def slowest(self) -> RankRecord | None:
-        """The rank with the longest window: the one the others wait for."""
-        return max(self.ranks, key=lambda r: r.window.window_s, default=None)
+        """The rank that the others wait for; steps, phases and readings are shown of it.
+
+        Ranks that exchange gradients have windows of one length, so it is the one whose step is
+        longest when it is left alone (reading ``free_step``).
+        """
+
+        def alone_s(rank: RankRecord) -> tuple[float, float]:
+            free_s = next((r.value for r in rank.readings if r.name == "free_step"), None)
+            return (free_s or 0.0, rank.window.window_s)
+
+        return max(self.ranks, key=alone_s, default=None)
 
     @property
     def samples_per_s(self) -> float | None:
@@ -238,11 +247,10 @@ class Result:
         ``batch_size * accumulation * world_size * steps / max over ranks of window_s``. Every
         rank runs the same number of steps.
         """
-        slowest = self.slowest
-        if slowest is None:
+        if not self.ranks:
             return None
-        window = slowest.window
-        return self.scenario.samples_per_step * window.num_steps / window.window_s
+        num_steps = self.ranks[0].window.num_steps
+        return self.scenario.samples_per_step * num_steps / self._window_s
 
     @property
     def observer_effect(self) -> float | None:
@@ -288,14 +296,18 @@ class Result:
         assert tuple(row) == COLUMNS, "a row has the contract's columns"
         return row
 
+    @property
+    def _window_s(self) -> float:
+        return max(rank.window.window_s for rank in self.ranks)
+
     def _measured(self, slowest: RankRecord) -> dict[str, Any]:
         steps_s = slowest.window.step_s
-        phases = max(self.ranks, key=lambda r: r.phase_window.window_s).phases
+        phases = slowest.phases
         memory = [rank.memory for rank in self.ranks]
         return {
             "samples_per_s": self.samples_per_s,
             "steps": slowest.window.num_steps,
-            "window_s": slowest.window.window_s,
+            "window_s": self._window_s,
             "step_s_median": stats.median(steps_s) if steps_s else None,
             "step_s_p90": stats.percentile(steps_s, 90) if steps_s else None,
             "step_s_p99": stats.percentile(steps_s, 99) if steps_s else None,

@@ -136,6 +136,12 @@ class Scenario:
                 f"{self.world_size} ranks need {self.world_size} {device.kind} devices, "
                 f"found {device.max_ranks}"
             )
+        if self.pin_memory and not device.pins_memory:
+            return f"pin_memory has no effect on {device.kind}: it copies from no pinned memory"
+        if self.num_workers == 0 and self.persistent_workers:
+            return "persistent_workers needs num_workers above 0"
+        if self.num_workers == 0 and self.prefetch_factor != _DEFAULTS["prefetch_factor"]:
+            return f"prefetch_factor={self.prefetch_factor} needs num_workers above 0"
         return device.precisions.get(self.precision) or None
 
 

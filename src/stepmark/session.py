@@ -19,12 +19,17 @@ from stepmark.loop import train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group, leave_process_group
 from stepmark.probes.memory import HostMemory, workers_bytes
-from stepmark.result import Memory, RankRecord, Reading, StartUp, WarmUp
+from stepmark.result import Memory, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.scenario import Plan, Precision, Scenario
 from stepmark.workload import Workload
 
 # What shapes a CPU step from outside torch; recorded with every result.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+LEAD_IN_CUT = (
+    "steps are so long that a window may have begun with batches that lay ready in the loader; "
+    "raise --max-seconds, which bounds the steps before a window too"
+)
 
 Progress = Callable[[str, float | None], None]
 
@@ -45,8 +50,7 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     process_s = time.monotonic() - place.requested_s
     device = place.device
     host_memory = HostMemory()
-    settings = device.configure(tf32=scenario.precision is Precision.TF32)
-    settings |= {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    switches = Switches(place, tf32=scenario.precision is Precision.TF32)
     device.reset_peaks()
 
     progress("building", None)
@@ -55,6 +59,7 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     import_s = clock.lap_s()
     torch.manual_seed(SEED)
     workload = build()
+    switches.set_back()
     training = make_training(workload, scenario, device)
     loader = make_loader(workload, scenario, place.rank)
     build_s = clock.lap_s()
@@ -62,7 +67,12 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
         if scenario.distributed:
             ending.push(leave_process_group)
             place = join_process_group(place, scenario, plan)
-            training = dataclasses.replace(training, model=wrap_ddp(training.model, device))
+            model = wrap_ddp(
+                training.model,
+                device,
+                find_unused_parameters=workload.find_unused_parameters,
+            )
+            training = dataclasses.replace(training, model=model)
         process_group_s = clock.lap_s()
         # Dropout and augmentation in the main process differ from rank to rank.
         torch.manual_seed(SEED + place.rank)
@@ -93,11 +103,11 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
         workers = workers_bytes() if scenario.num_workers else 0
         progress("measuring phases", measurement.samples_per_s)
         phase_window, phases, host_wait = measurement.phases()
-        memory = read_memory(device, host_memory, workers)
         readings.append(host_wait)
         if scenario.distributed:
             progress("measuring without gradient synchronization", measurement.samples_per_s)
             readings += measurement.free_running(window)
+        memory = read_memory(device, host_memory, workers)
         readings.append(epoch_turn(workload, scenario, plan, place, first_batch_s))
         place.barrier()
         first_loss = value_of(losses)
@@ -105,7 +115,7 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
             rank=place.rank,
             device_name=device.name,
             num_threads=torch.get_num_threads(),
-            settings=settings,
+            settings=switches.final(),
             data=workload.data,
             startup=startup,
             warmup=warmup,
@@ -117,7 +127,11 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
             final_loss=final_loss if math.isfinite(final_loss) else None,
             skipped_steps=skipped_steps,
             readings=tuple(readings),
-            notes=tuple(notes(device, warmup, final_loss)),
+            notes=(
+                *switches.notes,
+                *remarks(device, warmup, first_loss, final_loss, skipped_steps, window),
+                *([LEAD_IN_CUT] if measurement.lead_in_cut else []),
+            ),
         )
 
 
@@ -172,17 +186,65 @@ def epoch_turn(
     return dataclasses.replace(reading, value=place.device.now_s() - start_s)
 
 
-def notes(device: Device, warmup: WarmUp, final_loss: float) -> Iterator[str]:
+def remarks(
+    device: Device,
+    warmup: WarmUp,
+    first_loss: float,
+    final_loss: float,
+    skipped_steps: int | None,
+    window: Window,
+) -> Iterator[str]:
     """Remarks on this rank's numbers."""
     if not warmup.settled:
         yield (
             f"step times had not settled after {warmup.num_steps} steps of warm-up "
             f"({warmup.seconds:.1f} s); raise --max-seconds, which bounds warm-up too"
         )
-    if not math.isfinite(final_loss):
-        yield f"the loss ended at {final_loss}: this training diverges"
+    for name, loss in (("began", first_loss), ("ended", final_loss)):
+        if not math.isfinite(loss):
+            yield f"the loss {name} at {loss}: this training diverges"
+    if skipped_steps is None:
+        yield "this optimizer takes the gradient scale itself; steps it skipped are not counted"
+    elif skipped_steps:
+        yield (
+            f"the gradient scaler skipped {skipped_steps} of {window.num_steps} steps of the "
+            "window: they update nothing and look fast"
+        )
     if not device.marks_steps:
         yield f"{device.name}: phases come from a serialised pass, waiting at each mark"
+
+
+class Switches:
+    """Precision and threads, which the workload's own code may set otherwise."""
+
+    def __init__(self, place: Place, *, tf32: bool) -> None:
+        self._place = place
+        self._tf32 = tf32
+        self.notes: list[str] = []
+        place.device.configure(tf32=tf32)
+        self._wanted = self._read()
+
+    def set_back(self) -> None:
+        """After the workload was imported and built: a scenario's precision is the scenario's."""
+        self._compare("the workload set {name} to {found}; set back to {wanted}")
+        self._place.device.configure(tf32=self._tf32)
+        torch.set_num_threads(self._place.threads)
+
+    def final(self) -> dict[str, str]:
+        """As they are after measuring, with the environment's settings of threads."""
+        self._compare("{name} became {found} while measuring, {wanted} was asked for")
+        found = self._read()
+        del found["threads"]  # a field of its own in the record
+        return found | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+
+    def _read(self) -> dict[str, str]:
+        return {**self._place.device.settings(), "threads": str(torch.get_num_threads())}
+
+    def _compare(self, text: str) -> None:
+        for name, found in self._read().items():
+            if found != self._wanted[name]:
+                wanted = self._wanted[name]
+                self.notes.append(text.format(name=name, found=found, wanted=wanted))
 
 
 class Stopwatch:

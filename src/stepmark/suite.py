@@ -65,7 +65,7 @@ def measure(folder: store.RunFolder, runner: Runner) -> Iterator[tuple[Task, Res
         saved. A task that had its result already comes once, with it.
 
     Raises:
-        UsageError: the run was begun on other hardware, or with another plan.
+        UsageError: the run was begun on other hardware or software, or with another plan.
         StoreError: a result cannot be read or saved.
     """
     for task in tasks(folder.planned):
@@ -84,18 +84,21 @@ def check_resumable(saved: Result, folder: store.RunFolder, plan: Plan, runner: 
     """Find out whether what would be measured now may stand beside a saved result.
 
     Raises:
-        UsageError: it was measured on other hardware, or with another plan.
+        UsageError: it was measured on other hardware or software, or with another plan.
     """
     if saved.plan != plan:
         raise UsageError(
             f"{folder.path}: has {saved.scenario.id} measured with another plan ({saved.plan}); "
             "measure a new run under another name"
         )
-    then, now = saved.machine.hardware, runner.machine.hardware
-    changed = [key for key in sorted({*then, *now}) if then.get(key) != now.get(key)]
-    if changed:
-        key = changed[0]
-        raise UsageError(
-            f"{folder.path}: was begun on other hardware ({key}: {then.get(key)} then, "
-            f"{now.get(key)} now); measure a new run under another name"
-        )
+    machine = runner.machine
+    for what, then, now in (
+        ("hardware", saved.machine.hardware, machine.hardware),
+        ("software", saved.machine.software, machine.software),
+    ):
+        for key in sorted({*then, *now}):
+            if then.get(key) != now.get(key):
+                raise UsageError(
+                    f"{folder.path}: was begun on other {what} ({key}: {then.get(key)} then, "
+                    f"{now.get(key)} now); measure a new run under another name"
+                )

@@ -30,6 +30,8 @@ class Workload:
         valid_dataset: for evaluation; not part of a measured step.
         scheduler: makes a learning-rate scheduler, stepped once per optimizer step.
         clip_norm: largest gradient norm (``clip_grad_norm_``); ``None`` does not clip.
+        find_unused_parameters: as in ``DistributedDataParallel``; for models of which a step may
+            leave parameters out.
         data: where the samples come from, in words; shown in every result.
 
     Raises:
@@ -45,6 +47,7 @@ class Workload:
     valid_dataset: "Dataset[Any] | None" = None
     scheduler: "Callable[[torch.optim.Optimizer], LRScheduler] | None" = None
     clip_norm: float | None = None
+    find_unused_parameters: bool = False
     data: str = "the workload's own"
 
     def __post_init__(self) -> None:

@@ -50,8 +50,11 @@ class Device(Protocol):
     def marks(self, capacity: int) -> Marks:
         """Room for ``capacity`` points, made beforehand so that setting one costs little."""
 
-    def configure(self, *, tf32: bool) -> dict[str, str]:
-        """Set precision switches; returns them as read back from torch."""
+    def configure(self, *, tf32: bool) -> None:
+        """Set precision switches: IEEE single precision, or tf32."""
+
+    def settings(self) -> dict[str, str]:
+        """Precision switches as torch has them now."""
 
     def reset_peaks(self) -> None:
         """Begin a new period for `memory`."""

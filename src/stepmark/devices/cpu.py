@@ -12,6 +12,7 @@ from stepmark.fingerprint import DeviceInfo
 
 # Its submodules are objects with more attributes than their source shows.
 _BACKENDS: Any = torch.backends
+_OPERATIONS = ("matmul", "conv", "rnn")
 
 
 class HostMarks:
@@ -46,14 +47,19 @@ class CpuDevice(TorchDevice):
         """See `stepmark.devices.Device`."""
         return HostMarks()
 
-    def configure(self, *, tf32: bool) -> dict[str, str]:
+    def configure(self, *, tf32: bool) -> None:
         """Keep oneDNN from rounding fp32 inputs to bf16 or tf32 where the CPU has units for it."""
         assert not tf32, "obstacle() refuses tf32 on a CPU"
-        _BACKENDS.mkldnn.matmul.fp32_precision = "ieee"
-        _BACKENDS.mkldnn.conv.fp32_precision = "ieee"
+        for operation in _OPERATIONS:
+            getattr(_BACKENDS.mkldnn, operation).fp32_precision = "ieee"
+
+    def settings(self) -> dict[str, str]:
+        """See `stepmark.devices.Device`."""
         return {
-            "mkldnn.matmul.fp32_precision": _BACKENDS.mkldnn.matmul.fp32_precision,
-            "mkldnn.conv.fp32_precision": _BACKENDS.mkldnn.conv.fp32_precision,
+            f"mkldnn.{operation}.fp32_precision": getattr(
+                _BACKENDS.mkldnn, operation
+            ).fp32_precision
+            for operation in _OPERATIONS
         }
 
     def reset_peaks(self) -> None:

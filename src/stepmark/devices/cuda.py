@@ -55,15 +55,19 @@ class CudaDevice(TorchDevice):
         """See `stepmark.devices.Device`."""
         return EventMarks(capacity)
 
-    def configure(self, *, tf32: bool) -> dict[str, str]:
+    def configure(self, *, tf32: bool) -> None:
         """fp32 means fp32: cuDNN's own default would round convolutions to tf32."""
         wanted = "tf32" if tf32 else "ieee"
         _BACKENDS.cuda.matmul.fp32_precision = wanted
         _BACKENDS.cudnn.conv.fp32_precision = wanted
         _BACKENDS.cudnn.rnn.fp32_precision = wanted
+
+    def settings(self) -> dict[str, str]:
+        """See `stepmark.devices.Device`."""
         return {
             "cuda.matmul.fp32_precision": _BACKENDS.cuda.matmul.fp32_precision,
             "cudnn.conv.fp32_precision": _BACKENDS.cudnn.conv.fp32_precision,
+            "cudnn.rnn.fp32_precision": _BACKENDS.cudnn.rnn.fp32_precision,
             "cudnn.benchmark": str(_BACKENDS.cudnn.benchmark),
         }
 
@@ -119,6 +123,7 @@ class CudaBackend:
             names=tuple(p.name for p in properties),
             max_ranks=count,
             precisions={"fp32": "", **tf32_and_bf16, "fp16": ""},
+            pins_memory=True,
         )
 
     def software(self) -> dict[str, str]:

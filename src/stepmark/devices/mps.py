@@ -43,7 +43,10 @@ class MpsDevice(TorchDevice):
         """See `stepmark.devices.Device`."""
         return WaitingMarks()
 
-    def configure(self, *, tf32: bool) -> dict[str, str]:
+    def configure(self, *, tf32: bool) -> None:
+        """There are no precision switches."""
+
+    def settings(self) -> dict[str, str]:
         """There are no precision switches."""
         return {}
 

@@ -57,7 +57,10 @@ class ScriptedDevice(TorchDevice):
         """See `stepmark.devices.Device`."""
         return ScriptedMarks(self.clock)
 
-    def configure(self, *, tf32: bool) -> dict[str, str]:
+    def configure(self, *, tf32: bool) -> None:
+        """Nothing to set."""
+
+    def settings(self) -> dict[str, str]:
         """Nothing to set."""
         return {}
 

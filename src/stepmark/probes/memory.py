@@ -1,8 +1,8 @@
 """Host memory of a rank and of its loader workers, from the kernel's own accounts (Linux).
 
-``ru_maxrss`` is inherited across exec and useless here; resident sets of forked workers count
-shared pages again in each. So: the resident set's high-water mark, reset by the process itself,
-and the workers' proportional set size. Elsewhere than on Linux the answers are ``None``.
+``ru_maxrss`` is inherited across exec and useless here; resident sets of forked workers count the
+rank's pages again in each. So: the rank's high-water mark, reset by the process itself, and what
+each worker has to itself. Elsewhere than on Linux the answers are ``None``.
 """
 
 import os
@@ -33,9 +33,10 @@ class HostMemory:
 
 
 def workers_bytes() -> int | None:
-    """Sum of the proportional set sizes of this process's children; ``None`` if unknown.
+    """Pages that this process's children have to themselves; ``None`` if unknown.
 
-    A page shared by ``n`` processes counts ``1/n`` in each of them.
+    What they share with this process counts in its own resident set already; a proportional set
+    size would count a part of it again.
     """
     total = 0
     for child in psutil.Process(os.getpid()).children(recursive=True):
@@ -43,7 +44,7 @@ def workers_bytes() -> int | None:
             lines = Path(f"/proc/{child.pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             return None
-        total += sum(_kib(line) for line in lines if line.startswith("Pss:"))
+        total += sum(_kib(line) for line in lines if line.startswith("Private_"))
     return total
 
 

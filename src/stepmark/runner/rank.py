@@ -24,6 +24,15 @@ from stepmark.runner.messages import Channel, Done, Failed, Message, Order, Stag
 # NCCL. They stay for so long, that elastic, which looks every 0.1 s, sees the killed one first.
 LINGER_S = 1.0
 
+# Some allocators raise a plain RuntimeError, and its text is all there is to go by: the CPU's,
+# CUDA's runtime, cuBLAS, cuDNN and NCCL, MPS.
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+
 LONGEST_REASON = 400  # characters; the detail holds the rest of it
 LONGEST_DETAIL = 20_000  # characters; what is cut off is the beginning, which is stepmark's own
 
@@ -100,10 +109,9 @@ def _redirect_output(log: Path) -> None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    # The CPU allocator raises a plain RuntimeError; its text is all there is to go by.
     return any(
         isinstance(cause, (torch.OutOfMemoryError, MemoryError))
-        or (isinstance(cause, RuntimeError) and "can't allocate memory" in str(cause))
+        or (isinstance(cause, RuntimeError) and any(text in str(cause) for text in OUT_OF_MEMORY))
         for cause in _causes(error)
     )
 
