@@ -12,7 +12,7 @@ from stepmark import Plan, Scenario, matrix
 from stepmark.pytest_plugin import Measure
 
 REPEATS = 3
-PLAN = Plan(steps=50, max_seconds=4.0)
+PLAN = Plan(steps=30, max_seconds=2.0)
 
 FASHION = "mlp-fashion-mnist"
 MNIST = "cnn-mnist"
