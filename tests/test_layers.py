@@ -16,7 +16,17 @@ ROWS = (
     ("units", "stats", "errors", "codec", "fingerprint"),
     ("scenario", "result", "store", "workload"),
     ("workloads", "data", "loading", "machine", "devices", "loop", "windows", "probes", "compare"),
-    ("runner", "session", "measurement", "building", "place", "suite", "gate", "report"),
+    (
+        "runner",
+        "session",
+        "measurement",
+        "building",
+        "place",
+        "switches",
+        "suite",
+        "gate",
+        "report",
+    ),
     ("cli", "pytest_plugin"),
 )
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}

@@ -1,7 +1,7 @@
 """Sleeps of known length, planted in every phase, against what comes back in that phase.
 
-What ``time.sleep`` really takes is measured beside; the arithmetic around the sleeps, on cold caches,
-adds some 0.5 ms to each phase, which is why the sleeps are long.
+What ``time.sleep`` really takes is measured beside. The arithmetic around the sleeps, on cold
+caches, adds some 0.5 ms to each phase, which is why the sleeps are long.
 """
 
 import statistics

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -21,10 +20,8 @@ from stepmark.place import Place, join_process_group, leave_process_group
 from stepmark.probes.memory import HostMemory, workers_bytes
 from stepmark.result import Memory, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.scenario import Plan, Precision, Scenario
+from stepmark.switches import Switches
 from stepmark.workload import Workload
-
-# What shapes a CPU step from outside torch; recorded with every result.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 LEAD_IN_CUT = (
     "steps are so long that a window may have begun with batches that lay ready in the loader; "
@@ -212,39 +209,6 @@ def remarks(
         )
     if not device.marks_steps:
         yield f"{device.name}: phases come from a serialised pass, waiting at each mark"
-
-
-class Switches:
-    """Precision and threads, which the workload's own code may set otherwise."""
-
-    def __init__(self, place: Place, *, tf32: bool) -> None:
-        self._place = place
-        self._tf32 = tf32
-        self.notes: list[str] = []
-        place.device.configure(tf32=tf32)
-        self._wanted = self._read()
-
-    def set_back(self) -> None:
-        """After the workload was imported and built: a scenario's precision is the scenario's."""
-        self._compare("the workload set {name} to {found}; set back to {wanted}")
-        self._place.device.configure(tf32=self._tf32)
-        torch.set_num_threads(self._place.threads)
-
-    def final(self) -> dict[str, str]:
-        """As they are after measuring, with the environment's settings of threads."""
-        self._compare("{name} became {found} while measuring, {wanted} was asked for")
-        found = self._read()
-        del found["threads"]  # a field of its own in the record
-        return found | {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
-
-    def _read(self) -> dict[str, str]:
-        return {**self._place.device.settings(), "threads": str(torch.get_num_threads())}
-
-    def _compare(self, text: str) -> None:
-        for name, found in self._read().items():
-            if found != self._wanted[name]:
-                wanted = self._wanted[name]
-                self.notes.append(text.format(name=name, found=found, wanted=wanted))
 
 
 class Stopwatch:

@@ -1,13 +1,11 @@
 """The CPU: work is done when the call returns, so the host's clock is the device's."""
 
-import itertools
-import time
 from typing import Any
 
 import psutil
 import torch
 
-from stepmark.devices.base import Device, DeviceMemory, TorchDevice
+from stepmark.devices.base import Device, HostMarks, TorchDevice
 from stepmark.fingerprint import DeviceInfo
 
 # Its submodules are objects with more attributes than their source shows.
@@ -15,30 +13,10 @@ _BACKENDS: Any = torch.backends
 _OPERATIONS = ("matmul", "conv", "rnn")
 
 
-class HostMarks:
-    """Points on the host's clock; one costs about 0.1 µs."""
-
-    def __init__(self) -> None:
-        self._points_ns: list[int] = []
-
-    def mark(self) -> None:
-        """See `stepmark.devices.Marks`."""
-        self._points_ns.append(time.perf_counter_ns())
-
-    def intervals_s(self) -> list[float]:
-        """See `stepmark.devices.Marks`."""
-        points = self._points_ns
-        return [(b - a) / 1e9 for a, b in itertools.pairwise(points)]
-
-
 class CpuDevice(TorchDevice):
     """See `stepmark.devices.Device`."""
 
     marks_steps = True
-
-    def now_s(self) -> float:
-        """See `stepmark.devices.Device`."""
-        return time.perf_counter()
 
     def synchronize(self) -> None:
         """Nothing to wait for."""
@@ -61,13 +39,6 @@ class CpuDevice(TorchDevice):
             ).fp32_precision
             for operation in _OPERATIONS
         }
-
-    def reset_peaks(self) -> None:
-        """Host memory is read from the process, not from the device."""
-
-    def memory(self) -> DeviceMemory:
-        """None of the accelerators' figures exist."""
-        return DeviceMemory()
 
 
 class CpuBackend:

@@ -1,7 +1,6 @@
 """CUDA: work is queued on a stream, so points on its timeline are events on that stream."""
 
 import itertools
-import time
 from typing import Any
 
 import torch
@@ -42,10 +41,6 @@ class CudaDevice(TorchDevice):
     """See `stepmark.devices.Device`."""
 
     marks_steps = True
-
-    def now_s(self) -> float:
-        """See `stepmark.devices.Device`."""
-        return time.perf_counter()
 
     def synchronize(self) -> None:
         """See `stepmark.devices.Device`."""

@@ -1,39 +1,24 @@
 """Apple's GPU: no cheap points on its timeline, so phases come from a pass that waits at each."""
 
-import itertools
-import time
-
 import torch
 
-from stepmark.devices.base import Device, DeviceMemory, TorchDevice
+from stepmark.devices.base import Device, HostMarks, TorchDevice
 from stepmark.fingerprint import DeviceInfo
 
 
-class WaitingMarks:
+class WaitingMarks(HostMarks):
     """Points on the host's clock, each after waiting for the device: true, but serialised."""
-
-    def __init__(self) -> None:
-        self._points_s: list[float] = []
 
     def mark(self) -> None:
         """Waits for the device; see `MpsDevice.marks_steps`."""
         torch.mps.synchronize()
-        self._points_s.append(time.perf_counter())
-
-    def intervals_s(self) -> list[float]:
-        """See `stepmark.devices.Marks`."""
-        points = self._points_s
-        return [b - a for a, b in itertools.pairwise(points)]
+        super().mark()
 
 
 class MpsDevice(TorchDevice):
     """See `stepmark.devices.Device`."""
 
     marks_steps = False
-
-    def now_s(self) -> float:
-        """See `stepmark.devices.Device`."""
-        return time.perf_counter()
 
     def synchronize(self) -> None:
         """See `stepmark.devices.Device`."""
@@ -45,17 +30,6 @@ class MpsDevice(TorchDevice):
 
     def configure(self, *, tf32: bool) -> None:
         """There are no precision switches."""
-
-    def settings(self) -> dict[str, str]:
-        """There are no precision switches."""
-        return {}
-
-    def reset_peaks(self) -> None:
-        """torch keeps no peak for MPS."""
-
-    def memory(self) -> DeviceMemory:
-        """torch tells current memory for MPS, but no peak; an empty cell is honest."""
-        return DeviceMemory()
 
 
 class MpsBackend:

@@ -4,7 +4,7 @@ import itertools
 
 import torch
 
-from stepmark.devices.base import DeviceMemory, TorchDevice
+from stepmark.devices.base import TorchDevice
 
 
 class ScriptedClock:
@@ -59,14 +59,3 @@ class ScriptedDevice(TorchDevice):
 
     def configure(self, *, tf32: bool) -> None:
         """Nothing to set."""
-
-    def settings(self) -> dict[str, str]:
-        """Nothing to set."""
-        return {}
-
-    def reset_peaks(self) -> None:
-        """Nothing to reset."""
-
-    def memory(self) -> DeviceMemory:
-        """Nothing to read."""
-        return DeviceMemory()
