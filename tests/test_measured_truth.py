@@ -107,17 +107,18 @@ def test_the_phases_shown_are_those_of_the_rank_that_the_others_wait_for(
     runner: Runner, workload: Path
 ) -> None:
     scenario = Scenario(
-        workload=f"{workload}:build?late_rank_s=0.05", device="cpu", batch_size=4, world_size=2
+        workload=f"{workload}:build?late_rank_s=0.2", device="cpu", batch_size=4, world_size=2
     )
     result = run(runner, scenario)
     row = result.row()
-    assert row["forward_s"] > 0.05
-    assert row["backward_s"] < 0.025  # on the other rank it holds the waiting
+    assert row["forward_s"] > 0.2
+    # On the other rank it is backward that holds the waiting.
+    assert row["backward_s"] < row["forward_s"] / 2
     # What all-reduce costs is not the waiting for the late rank.
     sync_s, skew = result.reading("ddp_sync"), result.reading("straggler_skew")
     assert sync_s is not None
     assert skew is not None
-    assert sync_s < 0.025
+    assert sync_s < row["forward_s"] / 2
     assert skew > 2
 
 
