@@ -95,10 +95,14 @@ class RunFolder:
         """
         path = unused_path(results, name)
         try:
-            path.mkdir()
+            # Whole or not at all: a folder without its plan could be neither resumed nor reused.
+            with tempfile.TemporaryDirectory(dir=results, prefix=".") as temporary:
+                begun = Path(temporary) / name
+                begun.mkdir()
+                _write(begun / RUN_FILE, planned)
+                begun.rename(path)
         except OSError as error:
             raise StoreError(f"{path}: cannot be created ({error.strerror})") from None
-        _write(path / RUN_FILE, planned)
         return cls(path, planned)
 
     @classmethod
@@ -112,7 +116,10 @@ class RunFolder:
         path = results / check_name(name)
         if not (path / RUN_FILE).is_file():
             raise UsageError(f"{path}: no run to resume; runs here: {_known_runs(results)}")
-        return cls(path, _read(path / RUN_FILE, RunPlan))
+        planned = _read(path / RUN_FILE, RunPlan)
+        for half_written in path.glob(".*.tmp"):
+            half_written.unlink(missing_ok=True)
+        return cls(path, planned)
 
     def save(self, result: Result) -> Path:
         """Write one result at once.
