@@ -104,11 +104,11 @@ def test_difference_within_the_spread_of_repeats_is_not_claimed() -> None:
     ]
     (text,) = findings(*results, lead="Precision")
     assert text.startswith(
-        "bf16 against fp32 is not shown to pay here: no difference that this run can show (1.06×, "
-        "short of 1.30×), at batch 64, bf16."
+        "bf16 against fp32 is not shown to pay here: no clear difference (1.06×; clear only "
+        "above 1.30×), at batch 64, bf16."
     )
     (fastest,) = findings(*results, lead="Fastest")
-    assert "no difference that this run can show from the slowest" in fastest
+    assert "no clear difference from the slowest" in fastest
 
 
 def test_single_processes_tell_large_differences_only() -> None:
@@ -173,8 +173,8 @@ def test_many_pairs_are_counted_by_verdict() -> None:
     (text,) = findings(*results, lead="Precision")
     assert text.startswith(
         "bf16 against fp32 pays in part: faster in 2 of 4 matched pairs (1.50× to 1.60×, most at "
-        "batch 512, bf16); slower in 1 (0.50× at batch 16, bf16); no difference that this run can "
-        "show in 1 (1.00×"
+        "batch 512, bf16); slower in 1 (0.50× at batch 16, bf16); no clear difference in 1 "
+        "(1.00×"
     )
 
 
@@ -252,7 +252,9 @@ def test_ddp_efficiency_is_against_world_size_times_one_process(tmp_path: Path) 
         "threads per rank 1, in one process 2. Synchronizing gradients costs 8.00 ms a step, "
         "10 % of it."
     )
-    assert wrapped.startswith("One process wrapped in DDP against the plain loop: no difference")
+    assert wrapped.startswith(
+        "One process wrapped in DDP against the plain loop: no clear difference"
+    )
     _, markdown = rendered(tmp_path, make_run(*results))
     assert "| batch 64, 2 ranks | 1 | 1,600 | 80.0 % | 80.8 % | 80.0 ms | 8.00 ms |" in markdown
 

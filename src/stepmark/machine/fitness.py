@@ -76,7 +76,7 @@ def _standing(root: Path) -> Iterator[str]:
     if answer.startswith("yes"):
         yield (
             f"virtualised: {answer}; neighbours share the hardware: "
-            "compare only what was measured interleaved ('stepmark gate')"
+            "repeat in fresh processes (--repeats), and compare only what was measured in turns"
         )
 
 

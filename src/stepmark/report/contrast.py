@@ -1,7 +1,7 @@
 """Two scenarios that differ in one thing: by how much, and whether this run can tell.
 
 This is a reader's guard against noise, not the gate: it answers from whatever repeats a run
-happens to have, and errs towards "no difference that this run can show".
+happens to have, and errs towards "no clear difference".
 """
 
 import statistics
@@ -26,7 +26,7 @@ _SINGLE_PROCESS_MEMORY_BAND = 0.1
 _SMALLEST_BAND = 0.01
 
 THROUGHPUT = "samples_per_s"
-_NOT_SHOWN = "no difference that this run can show"
+_NOT_SHOWN = "no clear difference"
 
 
 class Verdict(StrEnum):
@@ -74,7 +74,8 @@ class Contrast:
             return f"{times(self.ratio)} {than}".strip()
         what = f"{_NOT_SHOWN} from {than}" if than else _NOT_SHOWN
         needed = 1 + self.band if self.ratio >= 1 else 1 / (1 + self.band)
-        return f"{what} ({times(self.ratio)}, short of {times(needed)})"
+        side = "above" if self.ratio >= 1 else "below"
+        return f"{what} ({times(self.ratio)}; clear only {side} {times(needed)})"
 
 
 def typical_spread(cells: Iterable[Cell], column: str = THROUGHPUT) -> float | None:
@@ -129,8 +130,8 @@ def tally(
     """Many contrasts of one kind in a clause without its subject.
 
     One pair is told with its label; more are counted by verdict, with their ratios:
-    ``faster in 6 of 8 matched pairs (1.12× to 1.80×, most at batch 64, bf16); no difference
-    that this run can show in 2 (0.99× to 1.01×)``.
+    ``faster in 6 of 8 matched pairs (1.12× to 1.80×, most at batch 64, bf16); no clear
+    difference in 2 (0.99× to 1.01×)``.
     """
     if len(contrasts) == 1:
         only = contrasts[0]

@@ -126,7 +126,9 @@ def _again(run: Run) -> str:
     if run.path.is_file():
         return "pytest bench/ --benchmark-save"
     scenarios = list(dict.fromkeys(result.scenario for result in run.results))
-    plan = max((result.plan for result in run.results), key=lambda plan: plan.repeats)
+    # In pytest each repeat is a test of its own, so the plan does not know their number.
+    repeats = 1 + max(result.repeat for result in run.results)
+    plan = dataclasses.replace(run.results[0].plan, repeats=repeats)
     return "\n".join(_command(axes, plan) for axes in _products(scenarios))
 
 

@@ -56,7 +56,7 @@ def _of_runs(material: Material) -> Iterator[Finding]:
             lead="Different commits",
             text=f"Results come from {len(commits)} commits "
             f"({listed([commit[:12] for commit in commits])}). To decide whether one is slower, "
-            "use stepmark gate, which measures both in turns.",
+            "measure both in turns on one machine.",
         )
     if any(result.commit and result.commit.dirty for result in results):
         yield Finding(

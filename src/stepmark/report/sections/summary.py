@@ -12,6 +12,9 @@ from stepmark.report.wording import EMPTY, count, percent
 from stepmark.result import Outcome
 from stepmark.units import format_percent, format_rate
 
+# Spread between processes, as a fraction, above which a run says little.
+_TOO_NOISY = 0.5
+
 
 def summary(material: Material) -> Sequence[Block]:
     """What was found, for each run by itself; runs are not compared here."""
@@ -99,4 +102,10 @@ def _noise(material: Material, run: str, cells: Sequence[Cell]) -> Finding:
         f"{percent(widest.spread(THROUGHPUT) or 0.0)} ({group.title}, {group.label(widest)}). A "
         "difference is only called one where it clearly exceeds this spread."
     )
+    if spread > _TOO_NOISY:
+        text += (
+            " That is too noisy for anything but very large effects: something else used the "
+            "machine. Read these figures as a trial, see the doubts below, and measure again when "
+            "it is quiet, or with one compute thread (--threads 1)."
+        )
     return Finding(lead="Noise", text=text)
