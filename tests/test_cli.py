@@ -331,7 +331,14 @@ def on_terminal(words: list[str], cwd: Path, *, interrupt_at: str | None = None)
     """Run a command on a terminal; interrupt it once it shows that text."""
     main, side = pty.openpty()
     process = subprocess.Popen(
-        words, cwd=cwd, env=environment(TERM="xterm"), stdin=side, stdout=side, stderr=side
+        words,
+        cwd=cwd,
+        env=environment(TERM="xterm"),
+        stdin=side,
+        stdout=side,
+        stderr=side,
+        # A background job of a shell inherits SIGINT ignored; a terminal's command does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     os.close(side)
     shown = b""
