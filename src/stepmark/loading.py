@@ -116,17 +116,18 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
     From pinned memory the copy runs beside the host; from pageable memory torch waits for it.
     """
-    if hasattr(batch, "to"):
-        # Keyword-only where it is a tensor; libraries' own batch types may take a device alone.
-        if isinstance(batch, torch.Tensor):
-            return batch.to(device, non_blocking=True)
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, list):  # what default_collate makes of a pair
+        return [to_device(item, device) for item in batch]
+    if hasattr(batch, "to"):  # libraries' own batch types may take a device alone
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: to_device(item, device) for key, item in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(item, device) for item in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(to_device(item, device) for item in batch)
+    if isinstance(batch, tuple):
+        return tuple(to_device(item, device) for item in batch)
     return batch
 
 

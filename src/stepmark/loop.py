@@ -100,7 +100,9 @@ def train(
                 callback.on_transfer()
             with training.gradient_sync(last=remaining == 0):
                 with training.autocast():
-                    loss = training.loss(model, batch) / training.accumulation
+                    loss = training.loss(model, batch)
+                    if training.accumulation > 1:
+                        loss = loss / training.accumulation
                 for callback in callbacks:
                     callback.on_forward()
                 scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
