@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,10 +72,13 @@ def join_process_group(place: Place, scenario: Scenario, plan: Plan) -> Place:
     return dataclasses.replace(place, agree=agree, barrier=barrier)
 
 
-def leave_process_group(failure: type[BaseException] | None, *_: object) -> None:
-    """Part from the other ranks, unless this one fails (for an `ExitStack`).
+def leave_process_group() -> None:
+    """Part from the other ranks, if there are any.
 
-    They would notice, fail too, and perhaps be heard of before the rank that failed first.
+    Not before this rank's record is sent: gloo sometimes aborts the process here, most often with
+    a `DistributedDataParallel` still alive (torch 2.15). And not after a failure: the others would
+    notice, fail too, and perhaps be heard of before the rank that failed first.
     """
-    if failure is None:
+    if dist.is_initialized():
+        gc.collect()  # the model, which nothing refers to any more but its own cycles
         dist.destroy_process_group()

@@ -1,6 +1,5 @@
 """One rank's life: build, do the first step, warm up, measure, record."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -16,7 +15,7 @@ from stepmark.devices import Device
 from stepmark.loading import SEED, make_loader
 from stepmark.loop import train
 from stepmark.measurement import Measurement, value_of
-from stepmark.place import Place, join_process_group, leave_process_group
+from stepmark.place import Place, join_process_group
 from stepmark.probes.memory import HostMemory, workers_bytes
 from stepmark.result import Memory, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.scenario import Plan, Precision, Scenario
@@ -60,76 +59,74 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     training = make_training(workload, scenario, device)
     loader = make_loader(workload, scenario, place.rank)
     build_s = clock.lap_s()
-    with contextlib.ExitStack() as ending:
-        if scenario.distributed:
-            ending.push(leave_process_group)
-            place = join_process_group(place, scenario, plan)
-            model = wrap_ddp(
-                training.model,
-                device,
-                find_unused_parameters=workload.find_unused_parameters,
-            )
-            training = dataclasses.replace(training, model=model)
-        process_group_s = clock.lap_s()
-        # Dropout and augmentation in the main process differ from rank to rank.
-        torch.manual_seed(SEED + place.rank)
-        batches = iter(loader)
-        first = next(batches)
-        first_batch_s = clock.lap_s()
-        checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
-        losses = train(checked, itertools.chain([first], batches), range(1))
-        device.synchronize()
-        first_step_s = clock.lap_s()
-        startup = StartUp(
-            process_s=process_s,
-            import_s=import_s,
-            build_s=build_s,
-            process_group_s=process_group_s,
-            first_batch_s=first_batch_s,
-            first_step_s=first_step_s,
+    if scenario.distributed:
+        place = join_process_group(place, scenario, plan)
+        model = wrap_ddp(
+            training.model,
+            device,
+            find_unused_parameters=workload.find_unused_parameters,
         )
-        measurement = Measurement(scenario, plan, place, training, batches)
+        training = dataclasses.replace(training, model=model)
+    process_group_s = clock.lap_s()
+    # Dropout and augmentation in the main process differ from rank to rank.
+    torch.manual_seed(SEED + place.rank)
+    batches = iter(loader)
+    first = next(batches)
+    first_batch_s = clock.lap_s()
+    checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
+    losses = train(checked, itertools.chain([first], batches), range(1))
+    device.synchronize()
+    first_step_s = clock.lap_s()
+    startup = StartUp(
+        process_s=process_s,
+        import_s=import_s,
+        build_s=build_s,
+        process_group_s=process_group_s,
+        first_batch_s=first_batch_s,
+        first_step_s=first_step_s,
+    )
+    measurement = Measurement(scenario, plan, place, training, batches)
 
-        progress("warming up", None)
-        warmup = measurement.warm_up()
-        readings = list(startup_peak(device))
-        device.reset_peaks()
-        host_memory.reset_peak()
-        progress("measuring steps", measurement.samples_per_s)
-        window, final_loss, skipped_steps = measurement.steps()
-        workers = workers_bytes() if scenario.num_workers else 0
-        progress("measuring phases", measurement.samples_per_s)
-        phase_window, phases, host_wait = measurement.phases()
-        readings.append(host_wait)
-        if scenario.distributed:
-            progress("measuring without gradient synchronization", measurement.samples_per_s)
-            readings += measurement.free_running(window)
-        memory = read_memory(device, host_memory, workers)
-        readings.append(epoch_turn(workload, scenario, plan, place, first_batch_s))
-        place.barrier()
-        first_loss = value_of(losses)
-        return RankRecord(
-            rank=place.rank,
-            device_name=device.name,
-            num_threads=torch.get_num_threads(),
-            settings=switches.final(),
-            data=workload.data,
-            startup=startup,
-            warmup=warmup,
-            window=window,
-            phase_window=phase_window,
-            phases=phases,
-            memory=memory,
-            first_loss=first_loss if math.isfinite(first_loss) else None,
-            final_loss=final_loss if math.isfinite(final_loss) else None,
-            skipped_steps=skipped_steps,
-            readings=tuple(readings),
-            notes=(
-                *switches.notes,
-                *remarks(device, warmup, first_loss, final_loss, skipped_steps, window),
-                *([LEAD_IN_CUT] if measurement.lead_in_cut else []),
-            ),
-        )
+    progress("warming up", None)
+    warmup = measurement.warm_up()
+    readings = list(startup_peak(device))
+    device.reset_peaks()
+    host_memory.reset_peak()
+    progress("measuring steps", measurement.samples_per_s)
+    window, final_loss, skipped_steps = measurement.steps()
+    workers = workers_bytes() if scenario.num_workers else 0
+    progress("measuring phases", measurement.samples_per_s)
+    phase_window, phases, host_wait = measurement.phases()
+    readings.append(host_wait)
+    if scenario.distributed:
+        progress("measuring without gradient synchronization", measurement.samples_per_s)
+        readings += measurement.free_running(window)
+    memory = read_memory(device, host_memory, workers)
+    readings.append(epoch_turn(workload, scenario, plan, place, first_batch_s))
+    place.barrier()
+    first_loss = value_of(losses)
+    return RankRecord(
+        rank=place.rank,
+        device_name=device.name,
+        num_threads=torch.get_num_threads(),
+        settings=switches.final(),
+        data=workload.data,
+        startup=startup,
+        warmup=warmup,
+        window=window,
+        phase_window=phase_window,
+        phases=phases,
+        memory=memory,
+        first_loss=first_loss if math.isfinite(first_loss) else None,
+        final_loss=final_loss if math.isfinite(final_loss) else None,
+        skipped_steps=skipped_steps,
+        readings=tuple(readings),
+        notes=(
+            *switches.notes,
+            *remarks(device, warmup, first_loss, final_loss, skipped_steps, window),
+            *([LEAD_IN_CUT] if measurement.lead_in_cut else []),
+        ),
+    )
 
 
 def startup_peak(device: Device) -> Iterator[Reading]:

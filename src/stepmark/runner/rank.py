@@ -16,7 +16,7 @@ import torch
 from stepmark import session
 from stepmark.errors import StepmarkError
 from stepmark.loading import die_with_parent
-from stepmark.place import open_place
+from stepmark.place import leave_process_group, open_place
 from stepmark.result import Outcome, RankRecord
 from stepmark.runner.messages import Channel, Done, Failed, Message, Order, Stage, loads
 
@@ -76,6 +76,7 @@ def main(order_json: str) -> None:
         os._exit(1)
     say(Done(record=record))
     channel.close()
+    leave_process_group()
 
 
 def _measure(order: Order, progress: session.Progress) -> RankRecord:
