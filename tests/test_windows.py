@@ -56,6 +56,26 @@ def test_ranks_ask_each_other_about_ten_times_a_budget() -> None:
     assert 10 <= len(asked) <= 11
 
 
+def test_a_single_rank_looks_at_its_clock_about_a_hundred_times_a_budget() -> None:
+    clock = Clock()
+    looks = 0
+
+    def now_s() -> float:
+        nonlocal looks
+        looks += 1
+        return clock.now_s()
+
+    budget = Budget(10_000, 1.0, now_s=now_s, expected_step_s=2**-11)
+    assert 2048 <= run(budget, clock, 2**-11) <= 2048 * 1.01
+    assert 100 <= looks <= 105
+
+
+def test_without_an_expected_step_the_clock_is_looked_at_after_every_step() -> None:
+    clock = Clock()
+    budget = Budget(10_000, 1.0, now_s=clock.now_s)
+    assert run(budget, clock, 0.3) == 4
+
+
 def stretch(step_s: float, scale: float = 1.0) -> Stretch:
     return Stretch(num_steps=10, seconds=10 * step_s, scale=scale)
 

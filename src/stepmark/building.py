@@ -1,7 +1,6 @@
 """From a workload and a scenario to what the loop works on."""
 
 import functools
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from stepmark.devices import Device
 from stepmark.errors import WorkloadError
 from stepmark.loading import to_device
-from stepmark.loop import Training
+from stepmark.loop import Training, unchanged
 from stepmark.scenario import Precision, Scenario
 from stepmark.workload import Workload
 
@@ -32,13 +31,20 @@ def make_training(workload: Workload, scenario: Scenario, device: Device) -> Tra
         model=model,
         loss=workload.loss,
         optimizer=optimizer,
-        to_device=functools.partial(to_device, device=device.torch_device),
-        scaler=device.scaler(enabled=scenario.precision is Precision.FP16),
+        to_device=stay
+        if device.torch_device.type == "cpu"
+        else functools.partial(to_device, device=device.torch_device),
+        scaler=device.scaler() if scenario.precision is Precision.FP16 else None,
         accumulation=scenario.accumulation,
         clip_norm=workload.clip_norm,
         scheduler=None if workload.scheduler is None else workload.scheduler(optimizer),
-        autocast=nullcontext if dtype is None else functools.partial(device.autocast, dtype),
+        autocast=unchanged if dtype is None else functools.partial(device.autocast, dtype),
     )
+
+
+def stay(batch: Any) -> Any:
+    """A batch for the CPU is where it belongs: loaders make it there."""
+    return batch
 
 
 def checked_loss(workload: Workload, model: torch.nn.Module, batch: Any) -> torch.Tensor:

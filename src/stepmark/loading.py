@@ -116,10 +116,10 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
     From pinned memory the copy runs beside the host; from pageable memory torch waits for it.
     """
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
     if isinstance(batch, list):  # what default_collate makes of a pair
         return [to_device(item, device) for item in batch]
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
     if hasattr(batch, "to"):  # libraries' own batch types may take a device alone
         return batch.to(device)
     if isinstance(batch, Mapping):

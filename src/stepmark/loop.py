@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
 
+_UNCHANGED = nullcontext()
+
+
+def unchanged() -> AbstractContextManager[Any]:
+    """A context that changes nothing; one for all, since making one takes longer than using it."""
+    return _UNCHANGED
+
 
 class Callback:
-    """Observer of the loop. Methods do nothing until overridden; an exception propagates."""
+    """Observer of the loop. A method that is not overridden is not called, and costs nothing.
+
+    An exception propagates.
+    """
 
     def on_step_start(self) -> None:
         """An optimizer step begins."""
@@ -47,9 +57,9 @@ class Training:
         loss: ``loss(model, micro_batch)``, the mean over the micro-batch, a scalar tensor.
         optimizer: over the model's parameters.
         to_device: moves a micro-batch to the device.
-        scaler: gradient scaler; passes everything through where it is disabled.
+        scaler: gradient scaler, or ``None``; a disabled one costs a step its detours all the same.
         accumulation: micro-batches per optimizer step.
-        autocast: makes the context of forward and loss; not of backward.
+        autocast: gives the context of forward and loss; not of backward.
         clip_norm: largest gradient norm; ``None`` does not clip.
         scheduler: stepped after every optimizer step.
         sync_gradients: ``False`` leaves out DDP's all-reduce altogether, to see what it costs.
@@ -59,9 +69,9 @@ class Training:
     loss: Callable[[nn.Module, Any], Tensor]
     optimizer: torch.optim.Optimizer
     to_device: Callable[[Any], Any]
-    scaler: torch.amp.GradScaler
+    scaler: torch.amp.GradScaler | None = None
     accumulation: int = 1
-    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    autocast: Callable[[], AbstractContextManager[Any]] = unchanged
     clip_norm: float | None = None
     scheduler: Any = None
     sync_gradients: bool = True
@@ -70,7 +80,7 @@ class Training:
         """Holds back DDP's all-reduce on every micro-batch but the last."""
         if isinstance(self.model, DistributedDataParallel) and not (last and self.sync_gradients):
             return self.model.no_sync()
-        return nullcontext()
+        return _UNCHANGED
 
 
 def train(
@@ -86,37 +96,59 @@ def train(
         (their sum is the step's loss), on the device and not waited for.
     """
     model, optimizer, scaler = training.model, training.optimizer, training.scaler
+    accumulation = training.accumulation
+    micro_batches = range(1, accumulation + 1)
+    on_step_start = overridden(callbacks, "on_step_start")
+    on_batch = overridden(callbacks, "on_batch")
+    on_transfer = overridden(callbacks, "on_transfer")
+    on_forward = overridden(callbacks, "on_forward")
+    on_backward = overridden(callbacks, "on_backward")
+    on_step_end = overridden(callbacks, "on_step_end")
     losses: list[Tensor] = []
     for _ in steps:
-        for callback in callbacks:
-            callback.on_step_start()
+        for observe in on_step_start:
+            observe()
         losses = []
-        for remaining in reversed(range(training.accumulation)):
+        for number in micro_batches:
             batch = next(batches)
-            for callback in callbacks:
-                callback.on_batch()
+            for observe in on_batch:
+                observe()
             batch = training.to_device(batch)
-            for callback in callbacks:
-                callback.on_transfer()
-            with training.gradient_sync(last=remaining == 0):
+            for observe in on_transfer:
+                observe()
+            with training.gradient_sync(last=number == accumulation):
                 with training.autocast():
                     loss = training.loss(model, batch)
-                    if training.accumulation > 1:
-                        loss = loss / training.accumulation
-                for callback in callbacks:
-                    callback.on_forward()
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            for callback in callbacks:
-                callback.on_backward()
+                    if accumulation > 1:
+                        loss = loss / accumulation
+                for observe in on_forward:
+                    observe()
+                scaled_loss = loss if scaler is None else scaler.scale(loss)
+                scaled_loss.backward()  # type: ignore[no-untyped-call]
+            for observe in on_backward:
+                observe()
             losses.append(loss.detach())
         if training.clip_norm is not None:
-            scaler.unscale_(optimizer)
+            if scaler is not None:
+                scaler.unscale_(optimizer)
             clip_grad_norm_(model.parameters(), training.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.step(optimizer)
+            scaler.update()
         optimizer.zero_grad()
         if training.scheduler is not None:
             training.scheduler.step()
-        for callback in callbacks:
-            callback.on_step_end()
+        for observe in on_step_end:
+            observe()
     return losses
+
+
+def overridden(callbacks: Sequence[Callback], event: str) -> list[Callable[[], None]]:
+    """The methods for this event of those callbacks that have one of their own."""
+    return [
+        getattr(callback, event)
+        for callback in callbacks
+        if getattr(type(callback), event) is not getattr(Callback, event)
+    ]

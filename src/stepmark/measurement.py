@@ -68,10 +68,12 @@ class Measurement:
     def stretch(self, num_steps: int, max_seconds: float) -> Stretch:
         """Some unmarked steps, timed as a whole; the slowest rank's time."""
         window, _ = self.window(self.training, self.budget(num_steps, max_seconds))
+        scaler = self.training.scaler
+        scale = 1.0 if scaler is None else scaler.get_scale()
         return Stretch(
             num_steps=window.num_steps,
             seconds=self.place.agree(window.window_s),
-            scale=-self.place.agree(-float(self.training.scaler.get_scale())),
+            scale=-self.place.agree(-scale),
         )
 
     def steps(self) -> tuple[Window, float, int | None]:

@@ -26,11 +26,13 @@ class Budget:
 
     Ranks that stopped at different steps would wait for each other for ever, so they agree on
     the time that has passed (``agree`` gives the largest of all). Asking costs a message
-    between ranks, so they ask about ten times in a budget; a single rank asks at every step.
+    between ranks, so they ask about ten times in a budget; a single rank looks at its clock
+    about a hundred times. Where no step's length is known yet, both ask at every step.
 
     Args:
         num_steps: planned steps, at least 1.
-        max_seconds: no step begins later than this after the first one began.
+        max_seconds: no step begins later than this after the first one began, but for those
+            between one look at the clock and the next.
         now_s: clock.
         agree: largest value over all ranks.
         expected_step_s: how long a step is expected to take, the same on all ranks.
@@ -52,7 +54,8 @@ class Budget:
         self._now_s = now_s
         self._agree = agree
         expected_steps = max_seconds / expected_step_s if expected_step_s > 0 else 0.0
-        self._check_every = 1 if agree is alone else max(1, int(expected_steps / 10))
+        checks = 100 if agree is alone else 10
+        self._check_every = max(1, int(expected_steps / checks))
 
     def __iter__(self) -> Iterator[int]:
         start_s = self._now_s()

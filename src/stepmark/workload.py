@@ -74,22 +74,20 @@ class Workload:
         """
         if self.compute_loss is not None:
             return self.compute_loss(model, batch)
+        if isinstance(batch, (list, tuple)) and len(batch) == 2 and self.loss_fn is not None:
+            inputs, targets = batch
+            if isinstance(inputs, (list, tuple)):
+                return self.loss_fn(model(*inputs), targets)
+            if isinstance(inputs, Mapping):
+                return self.loss_fn(model(**inputs), targets)
+            return self.loss_fn(model(inputs), targets)
         if isinstance(batch, Mapping):
             return _own_loss(model(**batch))
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2 or self.loss_fn is None:
-            raise WorkloadError(
-                f"a batch of type {type(batch).__name__}, loss_fn={self.loss_fn}: batches must be "
-                "pairs (inputs, targets) with a loss_fn, or dictionaries for a model that returns "
-                "its own loss; for any other layout give Workload(compute_loss=...)"
-            )
-        inputs, targets = batch
-        if isinstance(inputs, Mapping):
-            outputs = model(**inputs)
-        elif isinstance(inputs, (tuple, list)):
-            outputs = model(*inputs)
-        else:
-            outputs = model(inputs)
-        return self.loss_fn(outputs, targets)
+        raise WorkloadError(
+            f"a batch of type {type(batch).__name__}, loss_fn={self.loss_fn}: batches must be "
+            "pairs (inputs, targets) with a loss_fn, or dictionaries for a model that returns "
+            "its own loss; for any other layout give Workload(compute_loss=...)"
+        )
 
 
 def _own_loss(outputs: Any) -> "torch.Tensor":

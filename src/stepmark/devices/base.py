@@ -67,7 +67,7 @@ class Device(Protocol):
     def autocast(self, dtype: torch.dtype) -> Any:
         """A context in which forward and loss run in ``dtype`` where that is safe."""
 
-    def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
+    def scaler(self) -> torch.amp.GradScaler:
         """A gradient scaler for this device."""
 
 
@@ -112,9 +112,9 @@ class TorchDevice:
         """See `Device.autocast`."""
         return torch.autocast(self.torch_device.type, dtype=dtype)
 
-    def scaler(self, *, enabled: bool) -> torch.amp.GradScaler:
+    def scaler(self) -> torch.amp.GradScaler:
         """See `Device.scaler`."""
-        return torch.amp.GradScaler(self.torch_device.type, enabled=enabled)
+        return torch.amp.GradScaler(self.torch_device.type)
 
     def now_s(self) -> float:
         """See `Device.now_s`."""

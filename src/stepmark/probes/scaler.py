@@ -16,19 +16,19 @@ class AppliedSteps:
 
     def __init__(self, training: Training) -> None:
         self._optimizer = training.optimizer
-        self._enabled = training.scaler.is_enabled()
+        self._scaler = training.scaler
         self._countable = not getattr(self._optimizer, "_step_supports_amp_scaling", False)
         self._applied = 0
         self._hook: Any = None
 
     def begin(self) -> None:
         """Count from here."""
-        if self._enabled and self._countable:
+        if self._scaler is not None and self._countable:
             self._hook = self._optimizer.register_step_post_hook(self._count)
 
     def end(self, num_steps: int) -> int | None:
         """Steps skipped among ``num_steps`` since `begin`; ``None`` where that is unknown."""
-        if not self._enabled:
+        if self._scaler is None:
             return 0
         if self._hook is None:
             return None
