@@ -62,9 +62,15 @@ class Display:
             self._num_measured += 1
             self._measured_s += result.wall_s
         if self._shown and result.outcome != "ok":
-            # As text: a reason may hold what rich would read as markup.
-            line = f"{result.scenario.id}: {result.outcome}: {result.reason}"
-            self._live.console.print(Text(line))
+            self._print(f"{result.scenario.id}: {result.outcome}: {result.reason}")
+
+    def warn(self, text: str) -> None:
+        """Something to know before numbers come; said where there is no terminal, too."""
+        self._print(f"warning: {text}")
+
+    def _print(self, line: str) -> None:
+        # As text: it may hold what rich would read as markup.
+        self._live.console.print(Text(line), soft_wrap=True)
 
     def _draw(self, what: str) -> None:
         if not self._shown:

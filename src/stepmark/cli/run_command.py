@@ -57,6 +57,8 @@ def run(
             display.on_start()
             folder = _open(scenarios, plan, name, results, resume=resume, runner=runner)
             display.begin(len(suite.tasks(folder.planned)))
+            for remark in runner.machine.unfit:
+                display.warn(f"this machine is unfit to measure on: {remark}")
             for task, result in suite.measure(folder, runner):
                 if result is None:
                     display.on_begin(task.scenario.id, task.repeat)
@@ -77,6 +79,17 @@ def run(
             file=sys.stderr,
         )
         return INTERRUPTED
+    states = dict.fromkeys(
+        f"{result.commit.id[:12]}{' with changes' if result.commit.dirty else ''}"
+        for result in done
+        if result.commit
+    )
+    if len(states) > 1:
+        print(
+            f"warning: the code changed before the run was resumed ({', '.join(states)}): its "
+            "results are not of one commit",
+            file=sys.stderr,
+        )
     print(f"saved: {folder.path}")
     return int(any(result.outcome not in (Outcome.OK, Outcome.SKIPPED) for result in done))
 
@@ -127,7 +140,10 @@ def _print_table(results: list[Result]) -> None:
     if not results:
         return
     width = max(len(result.scenario.id) for result in results)
-    print(f"{'scenario':<{width}}  repeat  {'samples/s':>12}  {'step':>9}  {'p99':>9}  outcome")
+    print(
+        f"{'scenario':<{width}}  repeat  {'samples/s':>12}  {'median step':>11}  "
+        f"{'p99 step':>9}  outcome"
+    )
     for result in results:
         row = result.row()
         rate = format_rate(row["samples_per_s"]) if row["samples_per_s"] else ""
@@ -137,7 +153,7 @@ def _print_table(results: list[Result]) -> None:
         )
         ending = f"{row['outcome']}: {row['reason']}" if row["reason"] else row["outcome"]
         print(
-            f"{result.scenario.id:<{width}}  {result.repeat:>6}  {rate:>12}  {median:>9}  "
+            f"{result.scenario.id:<{width}}  {result.repeat:>6}  {rate:>12}  {median:>11}  "
             f"{p99:>9}  {ending}"
         )
     for result in results:
