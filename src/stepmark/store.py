@@ -65,12 +65,14 @@ class Run:
         name: the folder's name, or the file's stem.
         path: where it was read from.
         results: in the order in which they were measured.
+        by_pytest: its scenarios came from tests, which alone can measure it again whole.
         missing: planned scenario ids and repeats without a result: the run was interrupted.
     """
 
     name: str
     path: Path
     results: tuple[Result, ...]
+    by_pytest: bool = False
     missing: tuple[tuple[str, int], ...] = ()
 
     def table(self) -> "pd.DataFrame":
@@ -304,7 +306,13 @@ def _read_folder(path: Path) -> Run:
     missing = tuple(pair for pair in wanted if pair not in done)
     if not results:
         raise UsageError(f"{path}: the run holds no results yet; resume it with --resume")
-    return Run(name=path.name, path=path, results=tuple(results), missing=missing)
+    return Run(
+        name=path.name,
+        path=path,
+        results=tuple(results),
+        by_pytest=not planned.scenarios,
+        missing=missing,
+    )
 
 
 def _read_pytest_benchmark(path: Path) -> Run:
@@ -321,7 +329,7 @@ def _read_pytest_benchmark(path: Path) -> Run:
     if not results:
         raise UsageError(f"{path}: none of its benchmarks was measured by stepmark's fixture")
     results.sort(key=lambda r: (r.started_at, r.scenario.id, r.repeat))
-    return Run(name=path.stem, path=path, results=tuple(results))
+    return Run(name=path.stem, path=path, results=tuple(results), by_pytest=True)
 
 
 def _write(path: Path, value: Any) -> None:

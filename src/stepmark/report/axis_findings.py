@@ -8,7 +8,7 @@ from stepmark.report.blocks import Finding
 from stepmark.report.cells import AXES, Cell, Group, axis_default, axis_key, neutral
 from stepmark.report.contrast import Verdict, contrast, contrast_in, tally
 from stepmark.report.material import Material
-from stepmark.report.readings import DDP_SYNC, median_of
+from stepmark.report.readings import DDP_SYNC, median_of, per_process
 from stepmark.report.wording import axis_words, count, from_to, percent, sentence
 from stepmark.units import format_seconds
 
@@ -42,8 +42,9 @@ def _batch_size(material: Material, group: Group, axis: str) -> Iterator[Finding
     whole = contrast(cells[-1], cells[0], group.cells).in_words()
     text = f"Throughput from {smallest} to {largest}{setting}: {whole}."
     if top is not cells[-1]:
-        beyond = contrast(cells[-1], top, group.cells).in_words()
-        text += f" It is highest at {top.scenario.batch_size}; from there to {largest}: {beyond}."
+        beyond = contrast(cells[-1], top, group.cells)
+        if beyond.is_shown:
+            text += f" Above {top.scenario.batch_size} it falls: {beyond.in_words()} at {largest}."
     elif len(cells) > 2:
         last = contrast(cells[-1], cells[-2], group.cells).in_words()
         text += f" From {cells[-2].scenario.batch_size} to {largest} alone: {last}."
@@ -181,16 +182,25 @@ def _world_size(material: Material, group: Group, axis: str) -> Iterator[Finding
     for value in values:
         pairs = _pairs_along(material, group, axis, value, 1)
         if pairs:
-            efficiencies = [
-                ranks.samples_per_s / (value * one.samples_per_s) for ranks, one in pairs
-            ]
             text = (
                 f"{value} ranks against one process: {_tally(pairs, group)}. "
                 f"Efficiency, the throughput over {value} times that of one: "
-                f"{from_to(efficiencies, percent)}."
+                f"{_efficiency(pairs, value, group)}."
             )
             text += _shared_threads(pairs) if group.device == "cpu" else ""
             yield Finding(lead="DDP", text=text + _sync([ranks for ranks, _ in pairs]))
+
+
+def _efficiency(pairs: Sequence[Pair], world_size: int, group: Group) -> str:
+    """With how far noise may have moved it, both ways."""
+    found = [contrast(ranks, one, group.cells) for ranks, one in pairs]
+    written = from_to([c.ratio / world_size for c in found], percent)
+    low = min(c.ratio / (1 + c.band) for c in found) / world_size
+    high = max(c.ratio * (1 + c.band) for c in found) / world_size
+    text = f"{written} ({from_to([low, high], percent)} with the noise of this run)"
+    if low > 1:
+        text += ", which is more than there can be: the one process was held up by something else"
+    return text
 
 
 def _shared_threads(pairs: Sequence[Pair]) -> str:
@@ -205,18 +215,15 @@ def _shared_threads(pairs: Sequence[Pair]) -> str:
 
 
 def _sync(cells: Sequence[Cell]) -> str:
-    costs = [
-        (cost, cost / cell.mean_step_s)
-        for cell in cells
-        if (cost := median_of(cell, DDP_SYNC)) is not None
-    ]
-    if not costs:
+    known = [cell for cell in cells if median_of(cell, DDP_SYNC) is not None]
+    if not known:
         return ""
-    if max(cost for cost, _ in costs) <= 0:
-        return " Synchronizing gradients costs nothing that this run can show."
-    seconds = from_to([cost for cost, _ in costs], format_seconds)
-    shares = from_to([share for _, share in costs], percent)
-    return f" Synchronizing gradients costs {seconds} a step, {shares} of it."
+    costs_s = [cost_s for cell in known for cost_s in per_process(cell, DDP_SYNC)]
+    span = from_to(costs_s, format_seconds)
+    if min(costs_s) <= 0:
+        return f" Synchronizing gradients: no cost that this run can show ({span} a step)."
+    shares = [(median_of(cell, DDP_SYNC) or 0.0) / cell.mean_step_s for cell in known]
+    return f" Synchronizing gradients costs {span} a step, {from_to(shares, percent)} of it."
 
 
 def _ddp(material: Material, group: Group, axis: str) -> Iterator[Finding]:

@@ -27,7 +27,11 @@ def group_findings(material: Material, group: Group) -> Iterator[Finding]:
     """All statements that the cells of a group support, the most wanted first."""
     yield _fastest(material, group)
     yield from _time(material, group)
-    yield from axis_findings(material, group)
+    by_lead: dict[str, list[str]] = {}
+    for finding in axis_findings(material, group):
+        by_lead.setdefault(finding.lead, []).append(finding.text)
+    for lead, texts in by_lead.items():
+        yield Finding(lead=lead, text=" ".join(texts))
 
 
 def _rate(cell: Cell) -> str:
@@ -57,15 +61,21 @@ def _fastest(material: Material, group: Group) -> Finding:
         name = f"the plain loop at that batch size ({_named(group, plain)})"
         found.append(contrast(best, plain, group.cells).in_words(name))
     text += f" That is {' and '.join(found)}."
-    near = [
-        _named(group, cell)
-        for cell in sorted(others, key=lambda cell: -cell.samples_per_s)
-        if not contrast(best, cell, group.cells).is_shown
-    ]
+    near = [_named(group, cell) for cell in as_fast(group)]
     if near and against_slowest.is_shown:
         more = f"; and {len(near) - 3} more" if len(near) > 3 else ""
         text += f" Too close to the fastest to be told from it: {'; '.join(near[:3])}{more}."
     return Finding(lead="Fastest", text=text)
+
+
+def as_fast(group: Group) -> list[Cell]:
+    """Cells that cannot be told from the fastest, the faster ones first."""
+    best = group.fastest
+    if best is None:
+        return []
+    near = [c for c in group.trusted if c is not best]
+    near = [c for c in near if not contrast(best, c, group.cells).is_shown]
+    return sorted(near, key=lambda cell: -cell.samples_per_s)
 
 
 def _named(group: Group, cell: Cell) -> str:

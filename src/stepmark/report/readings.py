@@ -43,9 +43,14 @@ def values_of(cell: Cell, name: str) -> list[float]:
     return [r.value for r in all_readings(cell) if r.name == name and r.value is not None]
 
 
+def per_process(cell: Cell, name: str) -> list[float]:
+    """A reading of the slowest rank in each repeat that has it."""
+    return [v for result in cell.results if (v := result.reading(name)) is not None]
+
+
 def median_of(cell: Cell, name: str) -> float | None:
     """A reading of the slowest rank, as the median over repeats; ``None`` if there is none."""
-    values = [v for result in cell.results if (v := result.reading(name)) is not None]
+    values = per_process(cell, name)
     return statistics.median(values) if values else None
 
 

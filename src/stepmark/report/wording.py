@@ -68,6 +68,12 @@ def known(value: float | None, write: Callable[[float], str]) -> str:
     return EMPTY if value is None else write(value)
 
 
+def spanned(middle: float, values: Sequence[float], write: Callable[[float], str]) -> str:
+    """A middle with its span: ``1.5 (1.2 to 2.1)``, or the one number where all read the same."""
+    written, span = write(middle), from_to(values, write)
+    return written if span == written else f"{written} ({span})"
+
+
 def from_to(values: Sequence[T], write: Callable[[T], str]) -> str:
     """``1.2 to 2.1``, or the one number where both ends read the same."""
     low, high = write(min(values)), write(max(values))

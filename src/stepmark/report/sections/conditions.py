@@ -45,11 +45,11 @@ def _of_run(run: Run) -> list[Block]:
     rows = _time_rows(run)
     blocks.append(Table(header=("Run", ""), rows=rows, text_columns=_BOTH_WORDS))
     text = "To measure this again"
-    again = _again(run)
-    blocks.append(
-        Paragraph(text=f"{text}, at the commit above:" if "stepmark" in again else f"{text}:")
-    )
-    blocks.append(Code(text=again))
+    if any(result.commit for result in run.results):
+        text += ", at the commit above"
+    if run.by_pytest:
+        text += ", with the tests that measured it, which are in bench/ unless you moved them"
+    blocks += [Paragraph(text=f"{text}:"), Code(text=_again(run))]
     return blocks
 
 
@@ -123,13 +123,10 @@ def _plan(plan: Plan) -> str:
 
 def _again(run: Run) -> str:
     """The commands that measure the run's scenarios once more."""
-    if run.path.is_file():
+    if run.by_pytest:
         return "pytest bench/ --benchmark-save"
     scenarios = list(dict.fromkeys(result.scenario for result in run.results))
-    # In pytest each repeat is a test of its own, so the plan does not know their number.
-    repeats = 1 + max(result.repeat for result in run.results)
-    plan = dataclasses.replace(run.results[0].plan, repeats=repeats)
-    return "\n".join(_command(axes, plan) for axes in _products(scenarios))
+    return "\n".join(_command(axes, run.results[0].plan) for axes in _products(scenarios))
 
 
 def _products(scenarios: Sequence[Scenario]) -> list[dict[str, tuple[Any, ...]]]:

@@ -24,6 +24,13 @@ def doubts(material: Material) -> Sequence[Block]:
     return (Findings(items=items),)
 
 
+def doubted(material: Material, run: str) -> list[tuple[str, int]]:
+    """The checks that found something among a run's cells, and in how many."""
+    cells = [cell for cell in material.cells if cell.run == run]
+    found = [(lead, sum(holds(cell) for cell in cells)) for lead, _, _, holds in _CHECKS]
+    return [(lead, number) for lead, number in found if number]
+
+
 def _of_runs(material: Material) -> Iterator[Finding]:
     for label, run in material.runs.items():
         where = f" ({label})" if material.several_runs else ""
@@ -125,19 +132,20 @@ _CHECKS: tuple[tuple[str, str, str, Callable[[Cell], bool]], ...] = (
         "the difference between fresh processes of the same scenario is unknown; on a noisy "
         f"machine it was seen to be {percent(_WIDE_SPREAD)}, so ratios below "
         f"{1 + SINGLE_PROCESS_BAND:g} are not called a difference",
-        "--repeats 3 or more",
+        "3 repeats or more (--repeats 3)",
         lambda cell: len(cell.results) == 1,
     ),
     (
         "Processes disagree",
         f"throughput of the repeats lies more than {percent(_WIDE_SPREAD)} apart",
-        "stop other programs, take a machine of its own, more --repeats",
+        "stop other programs, take a machine of its own, more repeats",
         lambda cell: (cell.spread(THROUGHPUT) or 0.0) > _WIDE_SPREAD,
     ),
     (
         "Warm-up not settled",
         "step times (or the gradient scaler's scale) were still moving when measuring began",
-        "a larger --warmup, and a larger --max-seconds, which bounds warm-up too",
+        "a larger warmup and max_seconds of the plan (--warmup, --max-seconds); max_seconds bounds "
+        "warm-up too",
         lambda cell: any(not rank.warmup.settled for rank in _ranks(cell)),
     ),
     (
@@ -146,21 +154,21 @@ _CHECKS: tuple[tuple[str, str, str, Callable[[Cell], bool]], ...] = (
         f"{percent(_LARGEST_OBSERVER_EFFECT)}: the marks cost something, or the machine's speed "
         "changed between the two windows. Throughput is not touched; take the phases as shares, "
         "not as seconds",
-        "more --steps; a larger batch, if steps are very short",
+        "more steps; a larger batch, if steps are very short",
         _observer_effect_is_off,
     ),
     (
         "Few steps",
         f"the window ended by its seconds with fewer than {_FEWEST_STEPS} steps, so its "
         "percentiles say little and one slow step weighs much",
-        "a larger --max-seconds",
+        "a larger max_seconds of the plan (--max-seconds)",
         _ended_early,
     ),
     (
         "Skipped optimizer steps",
         "the gradient scaler skipped steps in the window, and a skipped step is a fast one: "
         "throughput is too high. These are left out of comparisons",
-        "a larger --warmup, or bf16",
+        "a larger warmup of the plan (--warmup), or bf16",
         lambda cell: cell.skipped_steps > 0,
     ),
     (

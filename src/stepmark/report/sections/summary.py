@@ -6,9 +6,10 @@ from collections.abc import Iterator, Sequence
 from stepmark.report.blocks import Block, Finding, Findings, Heading, Paragraph, Table
 from stepmark.report.cells import Cell, Group, num_off_default
 from stepmark.report.contrast import SINGLE_PROCESS_BAND, THROUGHPUT, typical_spread
-from stepmark.report.findings import group_findings, plain_partner
+from stepmark.report.findings import as_fast, group_findings, plain_partner
 from stepmark.report.material import Material
-from stepmark.report.wording import EMPTY, count, percent
+from stepmark.report.sections.doubts import doubted
+from stepmark.report.wording import EMPTY, count, listed, percent, sentence, spanned
 from stepmark.result import Outcome
 from stepmark.units import format_percent, format_rate
 
@@ -40,24 +41,35 @@ def _overview(material: Material, run: str) -> Iterator[Finding]:
     cells = [cell for cell in material.cells if cell.run == run]
     if cells:
         yield _noise(material, run, cells)
+        found = [f"{lead.lower()} ({number})" for lead, number in doubted(material, run)]
+        if found:
+            text = f"{sentence(listed(found))} of {count(len(cells), 'scenario')}; see Doubts."
+            yield Finding(lead="Doubts", text=text)
 
 
 def _at_a_glance(material: Material, groups: Sequence[Group]) -> Table:
-    header = ("workload and device", "fastest", "samples/s", "plain loop", "data wait")
+    header = (
+        "workload and device", "fastest", "samples/s", "as fast, within noise", "plain loop",
+        "data wait",
+    )  # fmt: skip
     rows = [_glance(material, group) for group in groups]
-    caption = "Samples/s of the fastest scenario, and of the plain loop at its batch size"
+    caption = (
+        "Samples/s of the fastest scenario (smallest to largest of its processes), how many others "
+        "cannot be told from it, and samples/s of the plain loop at its batch size"
+    )
     return Table(header=header, rows=rows, caption=caption, text_columns=frozenset({0, 1}))
 
 
 def _glance(material: Material, group: Group) -> tuple[str, ...]:
     best = group.fastest
     if best is None:
-        return (group.title, *[EMPTY] * 4)
+        return (group.title, *[EMPTY] * 5)
     plain = plain_partner(material, best) if num_off_default(best.scenario) else best
     return (
         group.title,
         group.label(best),
-        format_rate(best.samples_per_s),
+        spanned(best.samples_per_s, best.values(THROUGHPUT), format_rate),
+        f"{len(as_fast(group))} of {len(group.trusted) - 1}" if len(group.trusted) > 1 else EMPTY,
         format_rate(plain.samples_per_s) if plain else EMPTY,
         percent(best.share("data_wait")),
     )

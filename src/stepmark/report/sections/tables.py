@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
+from functools import partial
 
 from stepmark.report.blocks import Block, Code, Finding, Findings, Heading, Paragraph, Table
 from stepmark.report.cells import Cell
@@ -14,7 +15,7 @@ from stepmark.report.readings import (
     values_of,
     write_value,
 )
-from stepmark.report.wording import EMPTY, from_to, known
+from stepmark.report.wording import EMPTY, from_to, known, spanned
 from stepmark.result import COLUMNS, PHASES, Outcome
 from stepmark.units import format_rate, format_seconds
 
@@ -130,9 +131,7 @@ def _readings_table(material: Material) -> Table | None:
 def _written(values: Sequence[float], unit: str) -> str:
     if not values:
         return EMPTY
-    middle = write_value(statistics.median(values), unit)
-    span = from_to(values, lambda value: write_value(value, unit))
-    return middle if span == middle else f"{middle} ({span})"
+    return spanned(statistics.median(values), values, partial(write_value, unit=unit))
 
 
 def _column_unit(column: str) -> str:
