@@ -234,7 +234,8 @@ def test_a_run_says_what_it_found_and_where_it_is(
     heading, *lines, saved = (
         line for line in measured.stdout.splitlines() if not line.startswith("note: ")
     )
-    assert heading.split() == ["scenario", "repeat", "samples/s", "step", "p99", "outcome"]
+    columns = ["scenario", "repeat", "samples/s", "median step", "p99 step", "outcome"]
+    assert re.split(" {2,}", heading) == columns
     assert sum(line.startswith("my_train.py:build-cpu-bs4-acc3-ws2 ") for line in lines) == 2
     assert saved == "saved: results/base"
     assert (folder / "results" / "base" / "run.json").is_file()

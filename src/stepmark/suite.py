@@ -60,23 +60,30 @@ def resolve(scenarios: list[Scenario], runner: Runner) -> list[Scenario]:
 def measure(folder: store.RunFolder, runner: Runner) -> Iterator[tuple[Task, Result | None]]:
     """Measure what a run still lacks, saving each result before the next begins.
 
-    Yields:
+    Returns:
         Each task twice: before it is measured with ``None``, and with its result after it was
         saved. A task that had its result already comes once, with it.
 
     Raises:
         UsageError: the run was begun on other hardware or software, or with another plan.
-        StoreError: a result cannot be read or saved.
+        StoreError: a result cannot be read, or (from the iterator) saved.
     """
-    for task in tasks(folder.planned):
-        saved = folder.find(task.scenario, task.repeat)
-        if saved is not None:
-            check_resumable(saved, folder, folder.planned.plan, runner)
-            yield task, saved
-            continue
-        yield task, None
-        result = runner.run(task.scenario, folder.planned.plan, repeat=task.repeat)
-        folder.save(result)
+    # All of them, now: a damaged result shall not be found after hours of measuring.
+    saved = {task: folder.find(task.scenario, task.repeat) for task in tasks(folder.planned)}
+    for result in saved.values():
+        if result is not None:
+            check_resumable(result, folder, folder.planned.plan, runner)
+    return _measure(folder, runner, saved)
+
+
+def _measure(
+    folder: store.RunFolder, runner: Runner, saved: dict[Task, Result | None]
+) -> Iterator[tuple[Task, Result | None]]:
+    for task, result in saved.items():
+        if result is None:
+            yield task, None
+            result = runner.run(task.scenario, folder.planned.plan, repeat=task.repeat)
+            folder.save(result)
         yield task, result
 
 

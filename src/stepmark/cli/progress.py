@@ -61,16 +61,17 @@ class Display:
         if result.ranks:
             self._num_measured += 1
             self._measured_s += result.wall_s
-        if self._shown and result.outcome != "ok":
+        if result.outcome != "ok":
             self._print(f"{result.scenario.id}: {result.outcome}: {result.reason}")
 
     def warn(self, text: str) -> None:
-        """Something to know before numbers come; said where there is no terminal, too."""
+        """Something to know before numbers come; reports say it too."""
         self._print(f"warning: {text}")
 
     def _print(self, line: str) -> None:
-        # As text: it may hold what rich would read as markup.
-        self._live.console.print(Text(line), soft_wrap=True)
+        if self._shown:
+            # As text: it may hold what rich would read as markup.
+            self._live.console.print(Text(line), soft_wrap=True)
 
     def _draw(self, what: str) -> None:
         if not self._shown:

@@ -57,9 +57,10 @@ def run(
             display.on_start()
             folder = _open(scenarios, plan, name, results, resume=resume, runner=runner)
             display.begin(len(suite.tasks(folder.planned)))
+            measured = suite.measure(folder, runner)
             for remark in runner.machine.unfit:
                 display.warn(f"this machine is unfit to measure on: {remark}")
-            for task, result in suite.measure(folder, runner):
+            for task, result in measured:
                 if result is None:
                     display.on_begin(task.scenario.id, task.repeat)
                 else:
