@@ -12,6 +12,8 @@ from stepmark.result import Result
 from stepmark.scenario import Precision, Scenario
 
 AXES = tuple(f.name for f in dataclasses.fields(Scenario) if f.name not in ("workload", "device"))
+# Axes that say how large the training is and what it runs on, not how its loop is written.
+SETTING = ("batch_size", "threads")
 # Axes whose default is a choice like any other; for the rest, the default is their absence.
 _NAMED_AT_DEFAULT = ("num_workers", "precision")
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Scenario)}
@@ -172,8 +174,8 @@ def axis_default(axis: str) -> Any:
 
 
 def num_off_default(scenario: Scenario) -> int:
-    """How many axes (batch size aside) are off their default."""
-    return sum(getattr(scenario, a) != _DEFAULTS[a] for a in AXES if a != "batch_size")
+    """How many axes are off their default, those of the `SETTING` aside."""
+    return sum(getattr(scenario, a) != _DEFAULTS[a] for a in AXES if a not in SETTING)
 
 
 def axis_key(value: Any) -> tuple[int, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from stepmark.report.axis_findings import axis_findings
 from stepmark.report.blocks import Finding
-from stepmark.report.cells import AXES, Cell, Group, axis_default
+from stepmark.report.cells import AXES, SETTING, Cell, Group, axis_default
 from stepmark.report.contrast import THROUGHPUT, contrast
 from stepmark.report.material import Material
 from stepmark.report.wording import axis_words, from_to, listed, percent, sentence
@@ -83,8 +83,8 @@ def _named(group: Group, cell: Cell) -> str:
 
 
 def plain_partner(material: Material, cell: Cell) -> Cell | None:
-    """The plain loop at a cell's batch size: every other axis at its default."""
-    plain = {axis: axis_default(axis) for axis in AXES if axis != "batch_size"}
+    """The plain loop at a cell's batch size and threads: every other axis at its default."""
+    plain = {axis: axis_default(axis) for axis in AXES if axis not in SETTING}
     return material.partner(cell, **plain)
 
 

@@ -119,11 +119,17 @@ def _write_html(page: Page) -> str:
     environment = Environment(
         loader=_LOADER,
         autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else _bind(str(value)),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     return environment.get_template("index.html.j2").render(page=page)
+
+
+def _bind(text: str) -> str:
+    """Text in which no line breaks between a number and its percent sign."""
+    return re.sub(r"(?<=\d) (?=%)", "\u00a0", text)
 
 
 def _write_markdown(page: Page) -> str:
