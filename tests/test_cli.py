@@ -261,6 +261,44 @@ def test_resuming_measures_what_is_missing_and_touches_nothing_else(copy: Path) 
     assert done.stdout.count("my_train.py:build-cpu-bs4") >= 8, "the table is of the whole run"
 
 
+def test_resuming_with_other_code_says_so(copy: Path) -> None:
+    def git(*words: str) -> None:
+        identity = ("-c", "user.name=N", "-c", "user.email=n@example.com")
+        subprocess.run(["git", *identity, *words], cwd=copy, check=True, capture_output=True)
+
+    git("init", "-b", "main")
+    git("add", "my_train.py")
+    git("commit", "-m", "one")
+    words = ["--workload", "my_train.py:build", *SHORT, "--repeats", "2", "--save", "coded"]
+    assert stepmark("run", *words, cwd=copy).stderr == ""
+    first, last = sorted((copy / "results" / "coded").glob("my_train*.json"))
+    last.unlink()
+    resume = ("run", "--resume", "--save", "coded")
+    with (copy / "my_train.py").open("a") as file:
+        file.write("\n# changed\n")
+    git("commit", "-a", "-m", "two")
+    assert (
+        "warning: the code changed before the run was resumed" in stepmark(*resume, cwd=copy).stderr
+    )
+    first.unlink()
+    last.unlink()
+    with (copy / "my_train.py").open("a") as file:
+        file.write("\n# changed, and not committed\n")
+    done = stepmark(*resume, cwd=copy)
+    assert "changes that are not committed" in done.stderr
+
+
+def test_a_damaged_result_is_found_before_anything_is_measured(copy: Path) -> None:
+    run = copy / "results" / "base"
+    first, *_, last = sorted(run.glob("*.r?.json"), key=lambda f: (f.stem[-1], f.stem))
+    first.unlink()
+    last.write_text("{")
+    done = stepmark(*BASE, "--resume", cwd=copy)
+    assert done.returncode == 2
+    assert last.name in done.stderr
+    assert not first.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -369,6 +407,10 @@ def test_a_terminal_shows_how_far_the_run_is_how_fast_and_what_is_left(folder: P
     lines = re.sub(r"\x1b\[[?\d]*[a-zA-Z]", "", seen.shown).replace("\r", "\n").splitlines()
     assert max(len(line) for line in lines if "scenario " in line) <= 80, "redrawn in place"
     assert lines[-1] == "saved: results/t"
+    told = json.loads(stepmark("machine", "--json", cwd=folder).stdout)["unfit"]
+    # Load comes and goes; a virtual machine or a container stays one.
+    for remark in [remark for remark in told if remark.startswith("virtualised")]:
+        assert f"warning: this machine is unfit to measure on: {remark}" in lines
 
 
 def test_an_interrupt_leaves_results_no_process_and_the_words_to_go_on(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from stepmark import Precision, Scenario
 from stepmark.building import make_training
 from stepmark.devices import BACKENDS
-from stepmark.loop import Callback, Training, train
+from stepmark.devices.base import moved
+from stepmark.loop import Callback, Training, overridden, train
 from stepmark.probes.scaler import AppliedSteps
 from stepmark.workload import Workload
 
@@ -77,6 +78,68 @@ def test_four_micro_batches_of_16_give_the_weights_of_one_batch_of_64() -> None:
     model = make_model()
     train(make(model, accumulation=4), iter(make_batches(16)), range(STEPS))
     assert torch.allclose(weights(model), weights(trained_by_hand()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_callback_is_called_at_the_events_that_its_class_overrides_alone() -> None:
+    class Ends(Callback):
+        count = 0
+
+        def on_step_end(self) -> None:
+            self.count += 1
+
+    ends = Ends()
+    train(make(make_model()), iter(make_batches(64)), range(STEPS), [Callback(), ends])
+    assert ends.count == STEPS
+    assert overridden([Callback(), ends], "on_batch") == []
+    assert overridden([Callback(), ends], "on_step_end") == [ends.on_step_end]
+
+
+def test_fp16_alone_has_a_gradient_scaler() -> None:
+    workload = Workload(
+        model=make_model(),
+        dataset=make_batches(1),
+        loss_fn=nn.CrossEntropyLoss(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    device = BACKENDS["cpu"].open(0)
+    for precision in (Precision.FP32, Precision.BF16, Precision.FP16):
+        scenario = Scenario(workload="mlp-toy", device="cpu", precision=precision)
+        training = make_training(workload, scenario, device)
+        assert (training.scaler is not None) is (precision is Precision.FP16)
+        before = weights(workload.model)
+        train(training, iter(make_batches(64)), range(STEPS))
+        assert not torch.equal(weights(workload.model), before)
+
+
+class Point(NamedTuple):
+    inputs: Tensor
+    label: Tensor
+
+
+class OwnBatch:
+    """A library's own batch type, as torch_geometric's."""
+
+    def __init__(self, inputs: Tensor) -> None:
+        self.inputs = inputs
+
+    def to(self, device: torch.device) -> "OwnBatch":
+        return OwnBatch(self.inputs.to(device))
+
+
+def test_every_tensor_of_a_batch_is_moved_whatever_its_layout() -> None:
+    here = torch.ones(2)
+    device = torch.device("meta")
+    for batch in ([here, here], (here, here), {"a": here, "b": [here]}, Point(here, here), here):
+        there = moved(batch, device)
+        assert type(there) is type(batch)
+        tensors = torch.utils._pytree.tree_leaves(there)
+        assert len(tensors) == len(torch.utils._pytree.tree_leaves(batch))
+        assert {tensor.device.type for tensor in tensors} == {"meta"}
+    own = moved([OwnBatch(here), "a name", 3], device)
+    assert own[0].inputs.device.type == "meta"
+    assert own[1:] == ["a name", 3]
+    on_cpu = [here]
+    assert BACKENDS["cpu"].open(0).to_device(on_cpu) is on_cpu, "it is where it belongs"
 
 
 def _rank_main(rank: int, port: int, accumulation: int, folder: str) -> None:

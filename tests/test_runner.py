@@ -564,6 +564,16 @@ def test_a_daemon_of_the_workload_is_gone_and_not_waited_for(
     assert not any(map(psutil.pid_exists, daemons))
 
 
+def test_a_rank_that_dies_while_parting_takes_no_other_ones_record_along(same_host: Bench) -> None:
+    # Rank 1 has workers to join before it can report; gloo's teardown was seen to abort.
+    result = same_host.run(
+        axes={"world_size": 2, "num_workers": 1},
+        item="time.sleep(0.2 * RANK)",
+        build="if RANK == 0: torch.distributed.destroy_process_group = os.abort",
+    )
+    assert (result.outcome, result.reason) == (Outcome.OK, "")
+
+
 def test_a_thread_that_never_ends_does_not_hold_up_a_measurement(
     same_host: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

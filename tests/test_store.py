@@ -443,6 +443,7 @@ def test_an_interrupted_run_is_resumed_with_its_plan_and_names_what_is_missing(
     assert resumed.find(one, 1) is None
     missing = ((one.id, 1), (two.id, 1))
     assert store.open_run("run", tmp_path).missing == missing
+    assert not store.open_run("run", tmp_path).by_pytest
 
     for scenario in (one, two):
         resumed.save(make_result(scenario, repeat=1, plan=planned.plan))
@@ -451,7 +452,9 @@ def test_an_interrupted_run_is_resumed_with_its_plan_and_names_what_is_missing(
 
 def test_a_run_planned_without_scenarios_misses_nothing(folder: RunFolder) -> None:
     folder.save(make_result())
-    assert store.open_run("run", folder.path.parent).missing == ()
+    run = store.open_run("run", folder.path.parent)
+    assert run.missing == ()
+    assert run.by_pytest, "which plans no scenarios"
 
 
 def test_resuming_a_run_that_is_not_there_names_those_that_are(folder: RunFolder) -> None:
@@ -544,6 +547,7 @@ def test_a_pytest_benchmark_file_alone_is_a_run(tmp_path: Path) -> None:
     run = store.open_run(str(path), tmp_path / "results")
     assert run.results == (first, second, skipped)
     assert (run.name, run.path, run.missing) == ("0001_base", path, ())
+    assert run.by_pytest
 
 
 def test_packed_results_unpack_to_equal_ones_through_json_text(tmp_path: Path) -> None:

@@ -70,6 +70,13 @@ def test_a_single_rank_looks_at_its_clock_about_a_hundred_times_a_budget() -> No
     assert 100 <= looks <= 105
 
 
+def test_steps_that_turn_out_far_longer_than_expected_end_within_a_quarter_of_the_plan() -> None:
+    clock = Clock()
+    budget = Budget(48, 1.0, now_s=clock.now_s, expected_step_s=2**-12)
+    assert run(budget, clock, 0.125) == 12
+    assert budget.ended_by is EndedBy.SECONDS
+
+
 def test_without_an_expected_step_the_clock_is_looked_at_after_every_step() -> None:
     clock = Clock()
     budget = Budget(10_000, 1.0, now_s=clock.now_s)

@@ -8,7 +8,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from stepmark.devices import Device
 from stepmark.errors import WorkloadError
-from stepmark.loading import to_device
 from stepmark.loop import Training, unchanged
 from stepmark.scenario import Precision, Scenario
 from stepmark.workload import Workload
@@ -31,20 +30,13 @@ def make_training(workload: Workload, scenario: Scenario, device: Device) -> Tra
         model=model,
         loss=workload.loss,
         optimizer=optimizer,
-        to_device=stay
-        if device.torch_device.type == "cpu"
-        else functools.partial(to_device, device=device.torch_device),
+        to_device=device.to_device,
         scaler=device.scaler() if scenario.precision is Precision.FP16 else None,
         accumulation=scenario.accumulation,
         clip_norm=workload.clip_norm,
         scheduler=None if workload.scheduler is None else workload.scheduler(optimizer),
         autocast=unchanged if dtype is None else functools.partial(device.autocast, dtype),
     )
-
-
-def stay(batch: Any) -> Any:
-    """A batch for the CPU is where it belongs: loaders make it there."""
-    return batch
 
 
 def checked_loss(workload: Workload, model: torch.nn.Module, batch: Any) -> torch.Tensor:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -109,26 +109,6 @@ def make_loader(
         drop_last=True,
         **workers,
     )
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """A batch moved to a device, whatever its layout of tensors, tuples, lists and mappings.
-
-    From pinned memory the copy runs beside the host; from pageable memory torch waits for it.
-    """
-    if isinstance(batch, list):  # what default_collate makes of a pair
-        return [to_device(item, device) for item in batch]
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if hasattr(batch, "to"):  # libraries' own batch types may take a device alone
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: to_device(item, device) for key, item in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(item, device) for item in batch))
-    if isinstance(batch, tuple):
-        return tuple(to_device(item, device) for item in batch)
-    return batch
 
 
 def die_with_parent(_worker: int = 0) -> None:

@@ -24,7 +24,7 @@ def unchanged() -> AbstractContextManager[Any]:
 
 
 class Callback:
-    """Observer of the loop. A method that is not overridden is not called, and costs nothing.
+    """Observer of the loop. A method that its class does not override is not called.
 
     An exception propagates.
     """

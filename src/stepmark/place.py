@@ -73,12 +73,14 @@ def join_process_group(place: Place, scenario: Scenario, plan: Plan) -> Place:
 
 
 def leave_process_group() -> None:
-    """Part from the other ranks, if there are any.
+    """Part from the other ranks, if there are any, once all of them have come here.
 
-    Not before this rank's record is sent: gloo sometimes aborts the process here, most often with
-    a `DistributedDataParallel` still alive (torch 2.15). And not after a failure: the others would
-    notice, fail too, and perhaps be heard of before the rank that failed first.
+    Not before their records are sent: gloo sometimes aborts the process here, most often with a
+    `DistributedDataParallel` still alive (torch 2.15), and that ends the others too. And not after
+    a failure: the others would notice, fail too, and perhaps be heard of before the rank that
+    failed first.
     """
     if dist.is_initialized():
         gc.collect()  # the model, which nothing refers to any more but its own cycles
+        dist.barrier()
         dist.destroy_process_group()

@@ -27,7 +27,8 @@ class Budget:
     Ranks that stopped at different steps would wait for each other for ever, so they agree on
     the time that has passed (``agree`` gives the largest of all). Asking costs a message
     between ranks, so they ask about ten times in a budget; a single rank looks at its clock
-    about a hundred times. Where no step's length is known yet, both ask at every step.
+    about a hundred times, and four times in the planned steps. Where no step's length is known
+    yet, both ask at every step.
 
     Args:
         num_steps: planned steps, at least 1.
@@ -54,8 +55,11 @@ class Budget:
         self._now_s = now_s
         self._agree = agree
         expected_steps = max_seconds / expected_step_s if expected_step_s > 0 else 0.0
-        checks = 100 if agree is alone else 10
-        self._check_every = max(1, int(expected_steps / checks))
+        between_looks = expected_steps / 10
+        if agree is alone:
+            # Steps may turn out far longer than expected: the planned ones hold some looks too.
+            between_looks = min(expected_steps / 100, num_steps / 4)
+        self._check_every = max(1, int(between_looks))
 
     def __iter__(self) -> Iterator[int]:
         start_s = self._now_s()

@@ -80,17 +80,8 @@ def run(
             file=sys.stderr,
         )
         return INTERRUPTED
-    states = dict.fromkeys(
-        f"{result.commit.id[:12]}{' with changes' if result.commit.dirty else ''}"
-        for result in done
-        if result.commit
-    )
-    if len(states) > 1:
-        print(
-            f"warning: the code changed before the run was resumed ({', '.join(states)}): its "
-            "results are not of one commit",
-            file=sys.stderr,
-        )
+    if resume:
+        _warn_of_changes(done)
     print(f"saved: {folder.path}")
     return int(any(result.outcome not in (Outcome.OK, Outcome.SKIPPED) for result in done))
 
@@ -130,6 +121,21 @@ def _open(
                 f"'{_resume_command(folder.path)}', or measure under another name"
             )
     return folder
+
+
+def _warn_of_changes(results: list[Result]) -> None:
+    """Say so where a resumed run's results are not, or perhaps not, of the same code."""
+    commits = [result.commit for result in results if result.commit]
+    states = dict.fromkeys(f"{c.id[:12]}{' with changes' if c.dirty else ''}" for c in commits)
+    warning = ""
+    if len(states) > 1:
+        warning = f"the code changed before the run was resumed ({', '.join(states)}): its results"
+        warning += " are not of one commit"
+    elif any(commit.dirty for commit in commits):
+        warning = "the run was begun and resumed with changes that are not committed: whether they"
+        warning += " are the same is not known"
+    if warning:
+        print(f"warning: {warning}", file=sys.stderr)
 
 
 def _resume_command(path: Path) -> str:

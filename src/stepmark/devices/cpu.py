@@ -21,6 +21,10 @@ class CpuDevice(TorchDevice):
     def synchronize(self) -> None:
         """Nothing to wait for."""
 
+    def to_device(self, batch: Any) -> Any:
+        """Loaders make batches here; looking for what to move would take a while at every step."""
+        return batch
+
     def marks(self, capacity: int) -> HostMarks:
         """See `stepmark.devices.Device`."""
         return HostMarks()

@@ -192,14 +192,16 @@ def _world_size(material: Material, group: Group, axis: str) -> Iterator[Finding
 
 
 def _efficiency(pairs: Sequence[Pair], world_size: int, group: Group) -> str:
-    """With how far noise may have moved it, both ways."""
+    """With how far noise may have moved it, both ways, where repeats tell."""
     found = [contrast(ranks, one, group.cells) for ranks, one in pairs]
     written = from_to([c.ratio / world_size for c in found], percent)
+    if any(len(cell.results) == 1 for pair in pairs for cell in pair):
+        return written
     low = min(c.ratio / (1 + c.band) for c in found) / world_size
     high = max(c.ratio * (1 + c.band) for c in found) / world_size
-    text = f"{written} ({from_to([low, high], percent)} with the noise of this run)"
+    text = f"{written} (as far as this run can tell, {from_to([low, high], percent)})"
     if low > 1:
-        text += ", which is more than there can be: the one process was held up by something else"
+        text += ", which is more than linear: see what held up the one process"
     return text
 
 
@@ -220,10 +222,14 @@ def _sync(cells: Sequence[Cell]) -> str:
         return ""
     costs_s = [cost_s for cell in known for cost_s in per_process(cell, DDP_SYNC)]
     span = from_to(costs_s, format_seconds)
-    if min(costs_s) <= 0:
+    text = f" Synchronizing gradients costs {span} a step"
+    costly = [cell for cell in known if min(per_process(cell, DDP_SYNC)) > 0]
+    if not costly:
         return f" Synchronizing gradients: no cost that this run can show ({span} a step)."
+    if len(costly) < len(known):
+        return f"{text}, a cost that this run shows in {len(costly)} of {len(known)} scenarios."
     shares = [(median_of(cell, DDP_SYNC) or 0.0) / cell.mean_step_s for cell in known]
-    return f" Synchronizing gradients costs {span} a step, {from_to(shares, percent)} of it."
+    return f"{text}, {from_to(shares, percent)} of it."
 
 
 def _ddp(material: Material, group: Group, axis: str) -> Iterator[Finding]:

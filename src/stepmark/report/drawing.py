@@ -109,7 +109,7 @@ def draw_lines(
 
     Args:
         lines: at most `MOST_LINES`.
-        title: over the axes.
+        title: over the axes; a line that stands alone is named below it.
         x_label, y_label: with units.
         x_log2: x doubles from tick to tick.
         ideal: a level to hold the lines against.
@@ -129,9 +129,11 @@ def draw_lines(
     highest = max(max(values) for line in lines for values in line.points.values())
     axes.set_ylim(0, 1.08 * max(highest, ideal or 0.0) or 1.0)
     axes.set(xlabel=x_label, ylabel=y_label)
-    _set_title(axes, title)
     if len(lines) > 1 or ideal is not None:
         axes.legend(fontsize=9, loc="best")
+    else:
+        title += f"\n{lines[0].label}"
+    _set_title(axes, title)
     return figure
 
 

@@ -38,8 +38,9 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
         reason = f"not finished after {limit} (while {progress.stage}); raise --timeout"
         return Ending(Outcome.TIMEOUT, reason, logs)
     if not progress.stopped:
-        # One that failed has spoken, whatever its exit code; who dies silently was killed.
-        spoken = {failure.rank for failure in progress.failures}
+        # One that failed has spoken, and one that is done, whatever its exit code; who dies
+        # silently was killed.
+        spoken = {failure.rank for failure in progress.failures} | set(progress.records)
         exit_codes = {} if progress.ended is None else progress.ended.exit_codes
         for rank, code in exit_codes.items():
             if code and int(rank) not in spoken:

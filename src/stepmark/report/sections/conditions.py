@@ -48,7 +48,7 @@ def _of_run(run: Run) -> list[Block]:
     if any(result.commit for result in run.results):
         text += ", at the commit above"
     if run.by_pytest:
-        text += ", with the tests that measured it, which are in bench/ unless you moved them"
+        text += ", with the tests that measured it (stepmark's own are in bench/)"
     blocks += [Paragraph(text=f"{text}:"), Code(text=_again(run))]
     return blocks
 

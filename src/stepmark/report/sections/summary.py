@@ -55,7 +55,7 @@ def _at_a_glance(material: Material, groups: Sequence[Group]) -> Table:
     rows = [_glance(material, group) for group in groups]
     caption = (
         "Samples/s of the fastest scenario (smallest to largest of its processes), how many others "
-        "cannot be told from it, and samples/s of the plain loop at its batch size"
+        "cannot be told from it, and samples/s of the plain loop at its batch size and threads"
     )
     return Table(header=header, rows=rows, caption=caption, text_columns=frozenset({0, 1}))
 
