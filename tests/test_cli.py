@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -392,6 +393,8 @@ def on_terminal(words: list[str], cwd: Path, *, interrupt_at: str | None = None)
             interrupt_at = None
             family = psutil.Process(process.pid).children(recursive=True)
             process.send_signal(signal.SIGINT)
+            time.sleep(0.3)
+            process.send_signal(signal.SIGINT)  # people are impatient
     os.close(main)
     text = shown.decode().replace("\r\n", "\n")
     return Terminal(shown=text, exit_code=process.wait(timeout=60), family=family)

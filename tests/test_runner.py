@@ -1,5 +1,6 @@
 """Real processes, really killed: every end becomes a result, the next one runs, nothing stays."""
 
+import contextlib
 import json
 import os
 import socket
@@ -609,6 +610,33 @@ def test_a_host_killed_while_measuring_is_a_failure_and_replaced(bench: Bench) -
     assert (result.outcome, result.reason) == (Outcome.FAILED, "the measuring host died")
     assert not folder.exists()
     assert with_variable(processes.MARK, str(folder)) == []
+
+
+def interrupt(_stage: Stage, _host: psutil.Process) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="semaphores are files on Linux alone")
+@pytest.mark.parametrize("end", [interrupt, lambda _stage, host: host.kill()], ids=["int", "kill"])
+def test_no_semaphore_is_left_behind(
+    bench: Bench, end: Callable[[Stage, psutil.Process], None]
+) -> None:
+    def semaphores() -> set[Path]:
+        return set(Path("/dev/shm").glob("sem.mp-*"))
+
+    before, host = semaphores(), bench.host
+    made: set[Path] = set()
+
+    def on_stage(stage: Stage) -> None:
+        if stage.stage == "warming up":
+            made.update(semaphores() - before)
+            end(stage, host)
+
+    bench.on_stage = on_stage
+    with contextlib.suppress(KeyboardInterrupt):
+        bench.run(axes={"world_size": 2})
+    assert made, "elastic makes some"
+    assert not made & semaphores()
 
 
 def test_a_host_killed_in_between_is_replaced_without_a_trace(bench: Bench) -> None:

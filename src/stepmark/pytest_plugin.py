@@ -301,8 +301,9 @@ def measure(
         try:
             return _measure(session, benchmark, _stepmark_clock, scenario, plan, repeat)
         except StepmarkError as error:
-            _leave_out(benchmark)
-            pytest.fail(str(error), pytrace=False)
+            message = str(error)
+        _leave_out(benchmark)
+        pytest.fail(message, pytrace=False)
 
     return measure_once
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from stepmark import store, suite
+from stepmark.cli.interrupt import interrupt_once
 from stepmark.cli.progress import Display
 from stepmark.errors import UsageError
 from stepmark.result import Outcome, Result
@@ -52,6 +53,7 @@ def run(
     folder: store.RunFolder | None = None
     done: list[Result] = []
     interrupted = False
+    interrupt_once()
     try:
         with Display(sys.stderr) as display, Runner(display.on_stage, environment) as runner:
             display.on_start()

@@ -124,7 +124,7 @@ def _download(kind: type[datasets.MNIST]) -> Path:
     target = data_root() / kind.__name__
     remedy = (
         f"put {', '.join(_FILES)} into {target / 'raw'}, "
-        "or unset STEPMARK_DOWNLOAD to train on generated images"
+        "or leave out --download (STEPMARK_DOWNLOAD) to train on generated images"
     )
     if target.exists():
         raise WorkloadError(f"{target}: there, but without all its files; remove it, or {remedy}")

@@ -75,6 +75,8 @@ class Contrast:
         what = f"{_NOT_SHOWN} from {than}" if than else _NOT_SHOWN
         needed = 1 + self.band if self.ratio >= 1 else 1 / (1 + self.band)
         side = "above" if self.ratio >= 1 else "below"
+        if times(self.ratio) == times(needed):
+            return f"{what} ({times(self.ratio)}, which is where it begins to be clear)"
         return f"{what} ({times(self.ratio)}; clear only {side} {times(needed)})"
 
 

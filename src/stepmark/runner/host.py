@@ -4,6 +4,7 @@ It lives in a session of its own, so a terminal's Ctrl-C reaches the supervisor 
 supervisor is gone, however it went, the host kills what it started and leaves.
 """
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -12,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
@@ -126,6 +128,12 @@ class _Host:
 
 def _leave(folder: Path) -> NoReturn:
     processes.end(processes.descendants)
+    # Of the tracker's users this process is the last one.
+    tracker = resource_tracker.getfd()
+    if tracker is not None:
+        with contextlib.suppress(OSError):
+            os.close(tracker)
+    processes.end_all(processes.descendants)
     for _ in range(10):
         # The other thread may be making files there.
         shutil.rmtree(folder, ignore_errors=True)

@@ -144,7 +144,7 @@ class HostProcess:
         if self._process is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(patience_s)
-            processes.end(lambda: processes.marked(self.folder))
+            processes.end_all(lambda: processes.marked(self.folder))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_S)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -20,14 +20,34 @@ MARK = "STEPMARK_HOST"
 def end(find: Callable[[], list[psutil.Process]]) -> None:
     """Kill what ``find`` finds, until it finds nothing; give up after `GRACE_S`.
 
-    Once is not enough: a process may fork while it is being killed.
+    Once is not enough: a process may fork while it is being killed. Resource trackers are left
+    alone: they remove the semaphores of the killed, and end when the last of their users has gone.
     """
     deadline_s = time.monotonic() + GRACE_S
-    while (found := find()) and time.monotonic() < deadline_s:
+    while time.monotonic() < deadline_s:
+        found = [process for process in find() if not is_resource_tracker(process)]
+        if not found:
+            return
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(found, timeout=0.1)
+
+
+def end_all(find: Callable[[], list[psutil.Process]]) -> None:
+    """As `end`; then give resource trackers time to end by themselves, and kill those that stay."""
+    end(find)
+    _, staying = psutil.wait_procs(find(), timeout=GRACE_S)
+    for process in staying:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+
+
+def is_resource_tracker(process: psutil.Process) -> bool:
+    """Whether it is multiprocessing's, which unlinks what dead processes have left behind."""
+    with contextlib.suppress(psutil.Error):
+        return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+    return False
 
 
 def descendants() -> list[psutil.Process]:

@@ -100,7 +100,7 @@ def _time_rows(run: Run) -> list[tuple[str, str]]:
     return [
         ("name", run.name),
         ("commit", listed([_commit(commit) for commit in commits])),
-        ("started", from_to(started, str)),
+        ("scenarios started (first to last)", from_to(started, str)),
         ("measuring time", format_seconds(sum(result.wall_s for result in run.results))),
         ("plan", listed([_plan(plan) for plan in plans])),
     ]

@@ -1,6 +1,7 @@
 """Doubts about the numbers: what happened, where, and what to try."""
 
 import re
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from stepmark.report.blocks import Block, Finding, Findings, Paragraph
@@ -114,8 +115,8 @@ def _ranks(cell: Cell) -> list[RankRecord]:
 
 
 def _observer_effect_is_off(cell: Cell) -> bool:
-    effects = [result.observer_effect for result in cell.results]
-    return any(e is not None and abs(e - 1) > _LARGEST_OBSERVER_EFFECT for e in effects)
+    effects = [e for result in cell.results if (e := result.observer_effect) is not None]
+    return bool(effects) and abs(statistics.median(effects) - 1) > _LARGEST_OBSERVER_EFFECT
 
 
 def _ended_early(cell: Cell) -> bool:
