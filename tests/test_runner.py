@@ -19,7 +19,7 @@ import pytest
 
 from stepmark import Outcome, Plan, Result, Scenario, measure
 from stepmark.errors import RunnerError, UsageError
-from stepmark.runner import Runner, host_process, processes
+from stepmark.runner import Runner, errand, host_process, processes
 from stepmark.runner.messages import Channel, Stage, dumps
 from stepmark.store import RunFolder, RunPlan
 
@@ -512,7 +512,7 @@ def test_a_rank_killed_in_the_middle_of_the_steps_is_named(same_host: Bench) -> 
 def test_the_other_rank_ignoring_sigterm_does_not_hold_up_a_failure(
     same_host: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_process, "GRACE_S", 2.0)
+    monkeypatch.setattr(errand, "GRACE_S", 2.0)
     result = same_host.run(
         axes={"world_size": 2},
         forward=f"""
@@ -578,7 +578,7 @@ def test_a_rank_that_dies_while_parting_takes_no_other_ones_record_along(same_ho
 def test_a_thread_that_never_ends_does_not_hold_up_a_measurement(
     same_host: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_process, "GRACE_S", 1.0)
+    monkeypatch.setattr(errand, "GRACE_S", 1.0)
     result = same_host.run(build="threading.Thread(target=time.sleep, args=(1000,)).start()")
     assert (result.outcome, result.reason) == (Outcome.OK, "")
     assert result.wall_s < 5
@@ -651,7 +651,7 @@ def test_a_host_killed_in_between_is_replaced_without_a_trace(bench: Bench) -> N
 def test_a_host_that_no_longer_answers_is_replaced(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(host_process, "GRACE_S", 1.0)
+    monkeypatch.setattr(errand, "GRACE_S", 1.0)
     before = bench.host
     bench.on_stage = lambda stage: before.suspend() if stage.stage == "building" else None
     result = bench.run(Plan(steps=3, warmup=0, timeout=2), forward="time.sleep(1000)")

@@ -1,6 +1,6 @@
 """Fresh processes for every measurement, whatever becomes of them."""
 
-from stepmark.runner.host_process import Watcher
+from stepmark.runner.errand import Watcher
 from stepmark.runner.supervisor import Runner, measure
 
 __all__ = ["Runner", "Watcher", "measure"]

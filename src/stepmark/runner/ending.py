@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepmark.result import Outcome, RankRecord
-from stepmark.runner.host_process import Progress, tail
+from stepmark.runner.errand import Progress
 from stepmark.runner.messages import Order
+from stepmark.runner.processes import tail
 
 
 @dataclass(frozen=True)

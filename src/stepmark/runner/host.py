@@ -48,30 +48,44 @@ def main(address: str, supervisor_pid: int) -> None:
 
 
 class _Host:
-    """Two threads: `serve` carries orders out, `listen` hears of new ones and of the end."""
+    """Two threads: `serve` sees to orders, `listen` hears of new ones and of the end."""
 
     def __init__(self, channel: Channel, folder: Path, supervisor_pid: int) -> None:
         self._channel = channel
         self._folder = folder
         self._supervisor_pid = supervisor_pid
-        self._orders: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Order | Ended] = queue.SimpleQueue()
         self._permanent: set[psutil.Process] = set()
         self._stopping = False
         self.leaving = threading.Event()
 
     def serve(self) -> NoReturn:
-        """Carry out orders."""
+        """Carry out orders, each in a thread: sides that take turns are two at a time.
+
+        All else is done here, in the main thread: the server would end with a thread it was
+        started from.
+        """
         self._channel.send(self._warm_up())
+        running = 0
         while True:
-            order = self._orders.get()
-            ended = _run_elastic(order) if order.scenario.distributed else _run_single(order)
-            self._sweep()
+            event = self._events.get()
+            if isinstance(event, Order):
+                running += 1
+                threading.Thread(target=self._carry_out, args=(event,), daemon=True).start()
+                continue
+            running -= 1
+            if not running:
+                self._sweep()
+                self._stopping = False
             if not all(map(processes.is_alive, self._permanent)):
-                ended = Ended(exit_codes={}, error="the server they are forked from died")
+                error = "the server they are forked from died"
+                event = Ended(folder=event.folder, exit_codes={}, error=error)
                 # Now, so that the next one need not wait for it.
                 self._warm_up()
-            self._stopping = False
-            self._channel.send(ended)
+            self._channel.send(event)
+
+    def _carry_out(self, order: Order) -> None:
+        self._events.put(_run_elastic(order) if order.scenario.distributed else _run_single(order))
 
     def listen(self) -> NoReturn:
         """Hand orders on; at the supervisor's end, end everything."""
@@ -84,7 +98,7 @@ class _Host:
                     break
                 for message in messages:
                     if isinstance(message, Order):
-                        self._orders.put(message)
+                        self._events.put(message)
                     elif isinstance(message, Stop):
                         self._stopping = True
             # A process that the supervisor forked may hold the connection open for it.
@@ -157,7 +171,7 @@ def _run_single(order: Order) -> Ended:
     process.start()
     process.join()
     assert process.exitcode is not None
-    return Ended(exit_codes={"0": process.exitcode})
+    return Ended(folder=order.folder, exit_codes={"0": process.exitcode})
 
 
 def _run_elastic(order: Order) -> Ended:
@@ -184,7 +198,9 @@ def _run_elastic(order: Order) -> Ended:
     try:
         elastic_launch(config, rank.main)(dumps(order))
     except ChildFailedError as error:
-        return Ended(exit_codes={str(i): f.exitcode for i, f in error.failures.items()})
+        exit_codes = {str(i): f.exitcode for i, f in error.failures.items()}
+        return Ended(folder=order.folder, exit_codes=exit_codes)
     except Exception as error:  # noqa: BLE001 - the rendezvous may fail in many ways
-        return Ended(exit_codes={}, error=f"{type(error).__name__}: {error}")
-    return Ended(exit_codes={})
+        error_text = f"{type(error).__name__}: {error}"
+        return Ended(folder=order.folder, exit_codes={}, error=error_text)
+    return Ended(folder=order.folder, exit_codes={})

@@ -1,4 +1,4 @@
-"""The host and its ranks as the supervisor sees them: a process, a socket, and a deadline."""
+"""The host as the supervisor sees it: a process and its socket."""
 
 import contextlib
 import os
@@ -9,17 +9,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 
 from stepmark.errors import RunnerError
-from stepmark.result import RankRecord
 from stepmark.runner import processes
-from stepmark.runner.messages import Channel, Done, Ended, Failed, Hello, Order, Stage, Stop
-from stepmark.runner.processes import GRACE_S, MARK
-
-Watcher = Callable[[Stage], None]
+from stepmark.runner.messages import Channel, Ended, Hello, Order, Stop
+from stepmark.runner.processes import GRACE_S, MARK, tail
 
 # A fresh host imports torch and wakes the devices.
 START_S = 180.0
@@ -27,35 +23,6 @@ START_S = 180.0
 # A socket's path has at most 103 characters on macOS (107 on Linux), and multiprocessing makes one
 # in a folder of its own inside of the host's.
 LONGEST_TEMPORARY = 103 - len("/stepmark-12345678/pymp-12345678/listener-12345678")
-
-LOG_TAIL_BYTES = 4000
-
-
-@dataclass
-class Progress:
-    """What is known of an order.
-
-    Attributes:
-        records: of the ranks that are done.
-        failures: of the ranks that ended by an exception.
-        begun: a rank was heard of; before that, nothing of the workload was run.
-        stage: what a rank did last.
-        ended: the host's word that all processes are gone.
-        stopped: they were killed because they took too long.
-        host_lost: the host died, or was killed because it no longer answered.
-    """
-
-    records: dict[int, RankRecord] = field(default_factory=dict)
-    failures: list[Failed] = field(default_factory=list)
-    begun: bool = False
-    stage: str = "starting"
-    ended: Ended | None = None
-    stopped: bool = False
-    host_lost: bool = False
-
-    def is_decided(self, world_size: int) -> bool:
-        """Whether the outcome is known, even if processes still run."""
-        return bool(self.failures) or len(self.records) == world_size
 
 
 class HostProcess:
@@ -70,6 +37,8 @@ class HostProcess:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.environment = dict(environment)
+        # Orders that have ended, by their folders; who waits for one takes it out.
+        self.ended: dict[str, Ended] = {}
         self.folder = _make_folder()
         self.address = self.folder / "socket"
         self._owner_pid = os.getpid()
@@ -91,44 +60,29 @@ class HostProcess:
         """Whether it still runs."""
         return self._process is not None and self._process.poll() is None
 
-    def carry_out(self, order: Order, watch: Watcher | None) -> Progress:
-        """Have an order done, or killed at its deadline."""
+    def fileno(self) -> int:
+        """For selectors: its channel."""
+        return self._connected().fileno()
+
+    def tell(self, message: Order | Stop) -> None:
+        """Send it a message.
+
+        Raises:
+            OSError: it is gone.
+        """
+        self._connected().send(message)
+
+    def hear(self) -> bool:
+        """Take in what it has to say, into `ended`; ``False`` once it is gone."""
+        messages = self._connected().receive()
+        for message in messages or ():
+            assert isinstance(message, Ended), "a host says nothing else after its greeting"
+            self.ended[message.folder] = message
+        return messages is not None
+
+    def _connected(self) -> Channel:
         assert self._channel is not None
-        progress = Progress()
-        deadline_s = order.requested_s + order.plan.timeout
-        is_decided = False
-        with selectors.DefaultSelector() as selector, contextlib.ExitStack() as ranks:
-            selector.register(self._listener, selectors.EVENT_READ)
-            selector.register(self._channel, selectors.EVENT_READ, self._channel)
-            self._tell(order, progress)
-            while not progress.host_lost:
-                left_s = 0 if progress.ended else deadline_s - time.monotonic()
-                if left_s < 0:
-                    if progress.stopped:
-                        progress.host_lost = True  # it does not do as it is told
-                    progress.stopped = True
-                    deadline_s = time.monotonic() + GRACE_S
-                    self._tell(Stop(), progress)
-                    continue
-                ready = selector.select(left_s)
-                if progress.ended and not ready:
-                    # What a rank said before its death lies in its socket when the host says
-                    # that it ended. That the socket be closed is not waited for: a process that
-                    # the workload forked may hold it.
-                    break
-                for key, _ in ready:
-                    if key.fileobj is self._listener:
-                        rank = Channel(self._listener.accept()[0])
-                        ranks.callback(rank.close)
-                        selector.register(rank, selectors.EVENT_READ, rank)
-                    elif not _hear(key.data, progress, watch):
-                        progress.host_lost |= key.data is self._channel
-                        selector.unregister(key.data)
-                if not is_decided and progress.is_decided(order.scenario.world_size):
-                    # What still runs has nothing to do but to leave.
-                    is_decided = True
-                    deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
-        return progress
+        return self._channel
 
     def log_tail(self) -> str:
         """The end of what the host printed."""
@@ -190,13 +144,6 @@ class HostProcess:
         state = "does not answer" if self.is_alive else "died at its start"
         raise RunnerError(f"the measuring process {state}: {last_words}")
 
-    def _tell(self, message: Order | Stop, progress: Progress) -> None:
-        assert self._channel is not None
-        try:
-            self._channel.send(message)
-        except OSError:
-            progress.host_lost = True
-
 
 def _make_folder() -> Path:
     """A host's folder.
@@ -214,34 +161,3 @@ def _make_folder() -> Path:
             f"{temporary}: no folder can be made in it ({error.strerror}); set TMPDIR to a folder "
             "that may be written to"
         ) from None
-
-
-def _hear(channel: Channel, progress: Progress, watch: Watcher | None) -> bool:
-    """Take in what a channel has to say; ``False`` once it is closed."""
-    messages = channel.receive()
-    for message in messages or ():
-        match message:
-            case Stage(stage=stage):
-                progress.begun = True
-                progress.stage = stage
-                if watch is not None and message.rank == 0:
-                    watch(message)
-            case Done(record=record):
-                progress.records[record.rank] = record
-            case Failed():
-                progress.failures.append(message)
-            case Ended():
-                progress.ended = message
-            case Hello() | Order() | Stop():
-                raise AssertionError(f"{type(message).__name__} is never sent here")
-    return messages is not None
-
-
-def tail(path: Path) -> str:
-    """The end of a file; empty if there is none."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
-            return file.read().decode(errors="replace")
-    except OSError:
-        return ""

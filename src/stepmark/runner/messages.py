@@ -4,8 +4,8 @@
     supervisor  <--Hello, Ended--  host
     supervisor  <--Stage, Done, Failed--  ranks
 
-Host and ranks connect to the supervisor's socket. A host notices by a closed connection that its
-supervisor is gone, and the other way round.
+Host and ranks connect to sockets of the supervisor's. A host notices by a closed connection that
+its supervisor is gone, and the other way round.
 """
 
 import contextlib
@@ -40,8 +40,7 @@ class Order:
         requested_s: ``time.monotonic`` at the request.
         directory: the supervisor's current one; becomes the ranks'.
         sys_path: where the supervisor finds modules; a user's workload may need it.
-        folder: for the ranks' output.
-        address: the supervisor's socket.
+        folder: for the ranks' output and the socket they report to; no other order has it.
     """
 
     scenario: Scenario
@@ -51,12 +50,16 @@ class Order:
     directory: str
     sys_path: tuple[str, ...]
     folder: str
-    address: str
+
+    @property
+    def address(self) -> str:
+        """The socket that ranks report to."""
+        return f"{self.folder}/socket"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """Kill what the order started; `Ended` follows."""
+    """Kill what all orders started; an `Ended` of each follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +67,13 @@ class Ended:
     """All processes of an order are gone.
 
     Attributes:
+        folder: the order's.
         exit_codes: by rank; negative is the number of the signal that killed it. Of several
             ranks, elastic tells of the one that failed first; if none failed, of none.
         error: why ranks could not be started, or be watched until their end; empty otherwise.
     """
 
+    folder: str
     exit_codes: dict[str, int]
     error: str = ""
 

@@ -1,4 +1,4 @@
-"""Finding the processes of a measurement, and ending them."""
+"""Finding the processes of a measurement, what they printed last, and ending them."""
 
 import contextlib
 import ctypes
@@ -12,6 +12,8 @@ import psutil
 # How long processes get to disappear after SIGKILL: the kernel takes its time over a large
 # memory, a driver over a device.
 GRACE_S = 10.0
+
+LOG_TAIL_BYTES = 4000
 
 # Stands in the environment of a host and of all that it starts, with the host's folder as value.
 MARK = "STEPMARK_HOST"
@@ -84,3 +86,13 @@ def adopt_orphans() -> None:
     if sys.platform == "linux":
         pr_set_child_subreaper = 36  # from <sys/prctl.h>
         ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
+
+
+def tail(path: Path) -> str:
+    """The end of a file; empty if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""

@@ -21,7 +21,8 @@ from stepmark.fingerprint import Commit, Machine
 from stepmark.probes.memory import num_oom_kills
 from stepmark.result import Outcome, Result
 from stepmark.runner.ending import Ending, judge
-from stepmark.runner.host_process import HostProcess, Watcher
+from stepmark.runner.errand import Errand, Watcher
+from stepmark.runner.host_process import HostProcess
 from stepmark.runner.messages import Order
 from stepmark.runner.processes import GRACE_S
 from stepmark.scenario import Plan, Scenario
@@ -135,11 +136,11 @@ class Runner:
             directory=str(Path.cwd()),
             sys_path=tuple(str(Path(entry).absolute()) for entry in ["", *sys.path]),
             folder=str(folder),
-            address=str(host.address),
         )
         oom_kills = num_oom_kills()
         try:
-            progress = host.carry_out(order, self._watch)
+            with Errand(host, order, self._watch) as errand:
+                progress = errand.finish()
         except BaseException:
             # Ctrl-C, most likely: nothing of a half-done order may stay behind.
             self.close()

@@ -1,0 +1,154 @@
+"""One order on its way: what is heard of it, and its deadline."""
+
+import contextlib
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
+
+from stepmark.result import RankRecord
+from stepmark.runner.host_process import HostProcess
+from stepmark.runner.messages import Channel, Done, Ended, Failed, Message, Order, Stage, Stop
+from stepmark.runner.processes import GRACE_S
+
+Watcher = Callable[[Stage], None]
+
+
+@dataclass
+class Progress:
+    """What is known of an order.
+
+    Attributes:
+        records: of the ranks that are done.
+        failures: of the ranks that ended by an exception.
+        begun: a rank was heard of; before that, nothing of the workload was run.
+        stage: what a rank did last.
+        ended: the host's word that all processes are gone.
+        stopped: they were killed because they took too long.
+        host_lost: the host died, or no longer answered.
+    """
+
+    records: dict[int, RankRecord] = field(default_factory=dict)
+    failures: list[Failed] = field(default_factory=list)
+    begun: bool = False
+    stage: str = "starting"
+    ended: Ended | None = None
+    stopped: bool = False
+    host_lost: bool = False
+
+    def is_decided(self, world_size: int) -> bool:
+        """Whether the outcome is known, even if processes still run."""
+        return bool(self.failures) or len(self.records) == world_size
+
+
+class Errand:
+    """An order that a host carries out. Use as a context.
+
+    Args:
+        host: who carries it out.
+        order: what to measure.
+        watch: told what a rank does next.
+    """
+
+    def __init__(self, host: HostProcess, order: Order, watch: Watcher | None = None) -> None:
+        self.progress = Progress()
+        self._host = host
+        self._order = order
+        self._watch = watch
+        self._open = contextlib.ExitStack()
+        self._selector = self._open.enter_context(selectors.DefaultSelector())
+        self._listener = self._open.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        try:
+            self._listener.bind(order.address)
+            self._listener.listen()
+            self._selector.register(self._listener, selectors.EVENT_READ)
+            self._selector.register(host, selectors.EVENT_READ)
+        except BaseException:
+            self._open.close()
+            raise
+        self._tell(order)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def finish(self) -> Progress:
+        """Wait until all of it is over, or killed at its deadline."""
+        progress = self.progress
+        deadline_s = self._order.requested_s + self._order.plan.timeout
+        is_decided = False
+        while not progress.host_lost and progress.ended is None:
+            if not self.listen(deadline_s):
+                if progress.stopped:
+                    progress.host_lost = True  # it does not do as it is told
+                progress.stopped = True
+                deadline_s = time.monotonic() + GRACE_S
+                self._tell(Stop())
+            elif not is_decided and progress.is_decided(self._order.scenario.world_size):
+                # What still runs has nothing to do but to leave.
+                is_decided = True
+                deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
+        # What a rank said before its death lies in its socket when the host says that it ended.
+        # That the socket be closed is not waited for: a process that the workload forked may hold
+        # it.
+        while self.listen(0.0):
+            pass
+        return progress
+
+    def listen(self, deadline_s: float) -> bool:
+        """Hear what comes next; ``False`` if nothing did until then (by ``time.monotonic``)."""
+        if self._has_ended():  # another errand of the same host heard of it
+            return True
+        ready = self._selector.select(max(0.0, deadline_s - time.monotonic()))
+        for key, _ in ready:
+            if key.fileobj is self._listener:
+                rank = Channel(self._listener.accept()[0])
+                self._open.callback(rank.close)
+                self._selector.register(rank, selectors.EVENT_READ)
+            elif key.fileobj is self._host:
+                if not self._host.hear():
+                    self.progress.host_lost = True
+                    self._selector.unregister(self._host)
+            else:
+                assert isinstance(key.fileobj, Channel)
+                self._hear(key.fileobj)
+        return self._has_ended() or bool(ready)
+
+    def _has_ended(self) -> bool:
+        """Whether the end has come since this was last asked."""
+        ended = self._host.ended.pop(self._order.folder, None)
+        if ended is not None:
+            self.progress.ended = ended
+        return ended is not None
+
+    def _hear(self, rank: Channel) -> None:
+        messages = rank.receive()
+        if messages is None:
+            self._selector.unregister(rank)
+        for message in messages or ():
+            self._take(message)
+
+    def _take(self, message: Message) -> None:
+        progress = self.progress
+        match message:
+            case Stage(stage=stage):
+                progress.begun = True
+                progress.stage = stage
+                if self._watch is not None and message.rank == 0:
+                    self._watch(message)
+            case Done(record=record):
+                progress.records[record.rank] = record
+            case Failed():
+                progress.failures.append(message)
+            case _:
+                raise AssertionError(f"{type(message).__name__} is never sent here")
+
+    def _tell(self, message: Order | Stop) -> None:
+        try:
+            self._host.tell(message)
+        except OSError:
+            self.progress.host_lost = True
