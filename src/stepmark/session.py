@@ -6,14 +6,17 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from stepmark import workloads
 from stepmark.building import checked_loss, make_training, wrap_ddp
 from stepmark.devices import Device
 from stepmark.loading import SEED, make_loader
-from stepmark.loop import train
+from stepmark.loop import Training, train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group
 from stepmark.probes.memory import HostMemory, workers_bytes
@@ -30,22 +33,37 @@ LEAD_IN_CUT = (
 Progress = Callable[[str, float | None], None]
 
 
-def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> RankRecord:
-    """Measure a scenario on one rank.
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A training that has begun.
 
-    Args:
-        scenario: with its device resolved.
-        plan: how long.
-        place: this rank's.
-        progress: told the stage and, when known, samples per second of this rank; never
-            called inside a window.
+    Attributes:
+        place: this rank's, among the others if there are any.
+        workload: what is trained.
+        training: what the loop works on.
+        batches: where the next micro-batch comes from, without end.
+        switches: of precision and threads, as stepmark set them.
+        startup: how long it took.
+        losses: of the first step's micro-batches.
+    """
+
+    place: Place
+    workload: Workload
+    training: Training
+    batches: Iterator[Any]
+    switches: Switches
+    startup: StartUp
+    losses: list[Tensor]
+
+
+def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Prepared:
+    """Build everything, meet the other ranks and do the first step.
 
     Raises:
         WorkloadError: the workload cannot be found or built, or does not suit the scenario.
     """
     process_s = time.monotonic() - place.requested_s
     device = place.device
-    host_memory = HostMemory()
     switches = Switches(place, tf32=scenario.precision is Precision.TF32)
     device.reset_peaks()
 
@@ -76,16 +94,43 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
     losses = train(checked, itertools.chain([first], batches), range(1))
     device.synchronize()
-    first_step_s = clock.lap_s()
     startup = StartUp(
         process_s=process_s,
         import_s=import_s,
         build_s=build_s,
         process_group_s=process_group_s,
         first_batch_s=first_batch_s,
-        first_step_s=first_step_s,
+        first_step_s=clock.lap_s(),
     )
-    measurement = Measurement(scenario, plan, place, training, batches)
+    return Prepared(
+        place=place,
+        workload=workload,
+        training=training,
+        batches=batches,
+        switches=switches,
+        startup=startup,
+        losses=losses,
+    )
+
+
+def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> RankRecord:
+    """Measure a scenario on one rank.
+
+    Args:
+        scenario: with its device resolved.
+        plan: how long.
+        place: this rank's.
+        progress: told the stage and, when known, samples per second of this rank; never
+            called inside a window.
+
+    Raises:
+        WorkloadError: the workload cannot be found or built, or does not suit the scenario.
+    """
+    device = place.device
+    host_memory = HostMemory()
+    prepared = prepare(scenario, plan, place, progress)
+    place, workload = prepared.place, prepared.workload
+    measurement = Measurement(scenario, plan, place, prepared.training, prepared.batches)
 
     progress("warming up", None)
     warmup = measurement.warm_up()
@@ -102,16 +147,16 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
         progress("measuring without gradient synchronization", measurement.samples_per_s)
         readings += measurement.free_running(window)
     memory = read_memory(device, host_memory, workers)
-    readings.append(epoch_turn(workload, scenario, plan, place, first_batch_s))
+    readings.append(epoch_turn(workload, scenario, plan, place, prepared.startup.first_batch_s))
     place.barrier()
-    first_loss = value_of(losses)
+    first_loss = value_of(prepared.losses)
     return RankRecord(
         rank=place.rank,
         device_name=device.name,
         num_threads=torch.get_num_threads(),
-        settings=switches.final(),
+        settings=prepared.switches.final(),
         data=workload.data,
-        startup=startup,
+        startup=prepared.startup,
         warmup=warmup,
         window=window,
         phase_window=phase_window,
@@ -122,7 +167,7 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
         skipped_steps=skipped_steps,
         readings=tuple(readings),
         notes=(
-            *switches.notes,
+            *prepared.switches.notes,
             *remarks(device, warmup, first_loss, final_loss, skipped_steps, window),
             *([LEAD_IN_CUT] if measurement.lead_in_cut else []),
         ),
