@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -119,3 +119,20 @@ def die_with_parent(_worker: int = 0) -> None:
         parent = multiprocessing.parent_process()
         if parent is not None and not parent.is_alive():  # it died before it was asked for
             os._exit(1)
+
+
+def describe_batch(batch: Any) -> str:
+    """Shapes and types of a batch's tensors, in order: ``64x1x28x28 float32, 64 int64``."""
+    return ", ".join(_tensors_of(batch))
+
+
+def _tensors_of(batch: Any) -> Iterator[str]:
+    if isinstance(batch, torch.Tensor):
+        shape = "x".join(map(str, batch.shape)) or "scalar"
+        yield f"{shape} {str(batch.dtype).removeprefix('torch.')}"
+    elif isinstance(batch, Mapping):
+        for value in batch.values():
+            yield from _tensors_of(value)
+    elif isinstance(batch, (list, tuple)):
+        for value in batch:
+            yield from _tensors_of(value)

@@ -15,7 +15,7 @@ from torch import Tensor
 from stepmark import workloads
 from stepmark.building import checked_loss, make_training, wrap_ddp
 from stepmark.devices import Device
-from stepmark.loading import SEED, make_loader
+from stepmark.loading import SEED, describe_batch, make_loader
 from stepmark.loop import Training, train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group
@@ -44,6 +44,7 @@ class Prepared:
         batches: where the next micro-batch comes from, without end.
         switches: of precision and threads, as stepmark set them.
         startup: how long it took.
+        first_batch: shapes and types of its tensors.
         losses: of the first step's micro-batches.
     """
 
@@ -53,6 +54,7 @@ class Prepared:
     batches: Iterator[Any]
     switches: Switches
     startup: StartUp
+    first_batch: str
     losses: list[Tensor]
 
 
@@ -109,6 +111,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         batches=batches,
         switches=switches,
         startup=startup,
+        first_batch=describe_batch(first),
         losses=losses,
     )
 

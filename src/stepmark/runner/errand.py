@@ -6,12 +6,26 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Self, TypeVar
 
 from stepmark.result import RankRecord
 from stepmark.runner.host_process import HostProcess
-from stepmark.runner.messages import Channel, Done, Ended, Failed, Message, Order, Stage, Stop
+from stepmark.runner.messages import (
+    Channel,
+    Done,
+    Ended,
+    Failed,
+    Message,
+    Order,
+    Ready,
+    Stage,
+    Stop,
+    Turn,
+    Turned,
+)
 from stepmark.runner.processes import GRACE_S
+
+_Answer = TypeVar("_Answer", Ready, Turned)
 
 Watcher = Callable[[Stage], None]
 
@@ -28,6 +42,7 @@ class Progress:
         ended: the host's word that all processes are gone.
         stopped: they were killed because they took too long.
         host_lost: the host died, or no longer answered.
+        ready, turned: what ranks that take turns said last, by rank.
     """
 
     records: dict[int, RankRecord] = field(default_factory=dict)
@@ -37,10 +52,21 @@ class Progress:
     ended: Ended | None = None
     stopped: bool = False
     host_lost: bool = False
+    ready: dict[int, Ready] = field(default_factory=dict)
+    turned: dict[int, Turned] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more comes, or nothing that would be of use."""
+        return bool(self.failures) or self.ended is not None or self.host_lost
 
     def is_decided(self, world_size: int) -> bool:
         """Whether the outcome is known, even if processes still run."""
         return bool(self.failures) or len(self.records) == world_size
+
+
+class ErrandOverError(Exception):
+    """A side that takes turns is no more."""
 
 
 class Errand:
@@ -57,6 +83,7 @@ class Errand:
         self._host = host
         self._order = order
         self._watch = watch
+        self._ranks: list[Channel] = []
         self._open = contextlib.ExitStack()
         self._selector = self._open.enter_context(selectors.DefaultSelector())
         self._listener = self._open.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
@@ -99,6 +126,36 @@ class Errand:
             pass
         return progress
 
+    def start(self) -> dict[int, Ready]:
+        """Wait until all ranks are ready to take turns.
+
+        Raises:
+            ErrandOverError: they never will be; `progress` says more.
+        """
+        return self._gather(self.progress.ready)
+
+    def turn(self, turn: Turn) -> dict[int, Turned]:
+        """Have all ranks take a turn, and wait for it.
+
+        Raises:
+            ErrandOverError: one of them is no more, or takes longer than the plan's timeout.
+        """
+        self.progress.turned.clear()
+        for rank in self._ranks:
+            with contextlib.suppress(OSError):  # it is dead: the host will say so
+                rank.send(turn)
+        return self._gather(self.progress.turned)
+
+    def _gather(self, answers: dict[int, _Answer]) -> dict[int, _Answer]:
+        deadline_s = time.monotonic() + self._order.plan.timeout
+        while len(answers) < self._order.scenario.world_size:
+            if self.progress.is_over:
+                raise ErrandOverError
+            if not self.listen(deadline_s):
+                self.progress.stopped = True
+                raise ErrandOverError
+        return dict(answers)
+
     def listen(self, deadline_s: float) -> bool:
         """Hear what comes next; ``False`` if nothing did until then (by ``time.monotonic``)."""
         if self._has_ended():  # another errand of the same host heard of it
@@ -109,6 +166,7 @@ class Errand:
                 rank = Channel(self._listener.accept()[0])
                 self._open.callback(rank.close)
                 self._selector.register(rank, selectors.EVENT_READ)
+                self._ranks.append(rank)
             elif key.fileobj is self._host:
                 if not self._host.hear():
                     self.progress.host_lost = True
@@ -144,6 +202,10 @@ class Errand:
                 progress.records[record.rank] = record
             case Failed():
                 progress.failures.append(message)
+            case Ready():
+                progress.ready[message.rank] = message
+            case Turned():
+                progress.turned[message.rank] = message
             case _:
                 raise AssertionError(f"{type(message).__name__} is never sent here")
 

@@ -3,6 +3,7 @@
     supervisor  --Order, Stop-->  host  --(forkserver, elastic)-->  ranks
     supervisor  <--Hello, Ended--  host
     supervisor  <--Stage, Done, Failed--  ranks
+    supervisor  --Turn-->  ranks  --Ready, Turned-->  supervisor    (by turns only)
 
 Host and ranks connect to sockets of the supervisor's. A host notices by a closed connection that
 its supervisor is gone, and the other way round.
@@ -13,7 +14,7 @@ import dataclasses
 import json
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from stepmark.codec import decode, encode
 from stepmark.fingerprint import DeviceInfo
@@ -41,6 +42,8 @@ class Order:
         directory: the supervisor's current one; becomes the ranks'.
         sys_path: where the supervisor finds modules; a user's workload may need it.
         folder: for the ranks' output and the socket they report to; no other order has it.
+        by_turns: steps are run at the supervisor's word, not by the plan.
+        cpus: the ranks keep to these, an equal share each; empty leaves them where they are.
     """
 
     scenario: Scenario
@@ -50,6 +53,8 @@ class Order:
     directory: str
     sys_path: tuple[str, ...]
     folder: str
+    by_turns: bool = False
+    cpus: tuple[int, ...] = ()
 
     @property
     def address(self) -> str:
@@ -88,6 +93,46 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ready:
+    """A rank is warm and waits for its first turn.
+
+    Attributes:
+        rank: its number.
+        process_group: it and its loader workers, as the system's signals reach them.
+        step_s: how long a step takes, agreed among the ranks.
+        counters: what is exact, so that one number is enough: text, or numbers.
+    """
+
+    rank: int
+    process_group: int
+    step_s: float
+    counters: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """Run ``num_lead`` steps, then time ``num_steps``."""
+
+    num_lead: int
+    num_steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turned:
+    """A turn is over.
+
+    Attributes:
+        rank: its number.
+        window_s: from the first timed step's start to the last one's end, synchronized.
+        step_s: each step; empty where the device cannot mark steps.
+    """
+
+    rank: int
+    window_s: float
+    step_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Done:
     """A rank's measurement."""
 
@@ -113,8 +158,8 @@ class Failed:
     detail: str
 
 
-Message = Hello | Order | Stop | Ended | Stage | Done | Failed
-_KINDS = {kind.__name__: kind for kind in (Hello, Order, Stop, Ended, Stage, Done, Failed)}
+Message = Hello | Order | Stop | Ended | Stage | Ready | Turn | Turned | Done | Failed
+_KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def dumps(message: Message) -> str:
@@ -126,7 +171,7 @@ def dumps(message: Message) -> str:
 def loads(line: str | bytes) -> Message:
     """A message from its line."""
     data: dict[str, Any] = json.loads(line)
-    return decode(_KINDS[data["kind"]], data["body"])  # type: ignore[return-value]
+    return decode(_KINDS[data["kind"]], data["body"])
 
 
 class Channel:

@@ -16,9 +16,10 @@ import torch
 from stepmark import session
 from stepmark.errors import StepmarkError
 from stepmark.loading import die_with_parent
-from stepmark.place import leave_process_group, open_place
-from stepmark.result import Outcome, RankRecord
-from stepmark.runner.messages import Channel, Done, Failed, Message, Order, Stage, loads
+from stepmark.place import Place, leave_process_group, open_place
+from stepmark.result import Outcome
+from stepmark.runner.messages import Channel, Done, Failed, Message, Order, Stage, Turn, loads
+from stepmark.runner.turns import take_turns
 
 # A rank that is killed makes the others fail within milliseconds, by an exception of gloo or
 # NCCL. They stay for so long, that elastic, which looks every 0.1 s, sees the killed one first.
@@ -57,8 +58,16 @@ def main(order_json: str) -> None:
             os._exit(1)
         channel.send(message)
 
+    def progress(stage: str, samples_per_s: float | None) -> None:
+        say(Stage(rank=rank, stage=stage, samples_per_s=samples_per_s))
+
     try:
-        record = _measure(order, lambda s, rate: say(Stage(rank=rank, stage=s, samples_per_s=rate)))
+        place = _open(order, rank)
+        if order.by_turns:
+            take_turns(order.scenario, order.plan, place, progress, _turns(channel), say)
+        else:
+            record = session.run(order.scenario, order.plan, place, progress)
+            say(Done(record=record))
     except BaseException as error:  # noqa: BLE001 - here a rank's death becomes an outcome
         say(
             Failed(
@@ -74,17 +83,27 @@ def main(order_json: str) -> None:
         # Not by way of the interpreter's end: it waits for threads and processes of a workload
         # that has failed anyway.
         os._exit(1)
-    say(Done(record=record))
     channel.close()
     leave_process_group()
 
 
-def _measure(order: Order, progress: session.Progress) -> RankRecord:
+def _turns(channel: Channel) -> Iterator[Turn]:
+    """What the supervisor asks for, until it hangs up."""
+    while (messages := channel.receive()) is not None:
+        for message in messages:
+            assert isinstance(message, Turn), "a rank is told nothing else"
+            yield message
+
+
+def _open(order: Order, rank: int) -> Place:
+    """Make this process the rank that the order asks for."""
+    if order.cpus:
+        share = len(order.cpus) // order.scenario.world_size
+        os.sched_setaffinity(0, order.cpus[rank * share : (rank + 1) * share])
     os.chdir(order.directory)
     # After the server's own, so that a module there cannot hide the standard library's.
     sys.path += [entry for entry in order.sys_path if entry not in sys.path]
-    place = open_place(order.scenario, threads=order.threads, requested_s=order.requested_s)
-    return session.run(order.scenario, order.plan, place, progress)
+    return open_place(order.scenario, threads=order.threads, requested_s=order.requested_s)
 
 
 def _volunteer_to_be_killed() -> None:

@@ -1,0 +1,55 @@
+"""One rank of a side that takes turns with another one: warm up, then steps at its word."""
+
+import os
+from collections.abc import Callable, Iterator
+
+from stepmark.loop import train
+from stepmark.measurement import Measurement, value_of
+from stepmark.place import Place
+from stepmark.runner.messages import Ready, Turn, Turned
+from stepmark.scenario import Plan, Scenario
+from stepmark.session import Progress, prepare
+
+# Loss after the first step says that data and forward pass are the same, after the third one that
+# backward pass and optimizer are.
+_CHECKED_STEPS = 3
+
+
+def take_turns(
+    scenario: Scenario,
+    plan: Plan,
+    place: Place,
+    progress: Progress,
+    turns: Iterator[Turn],
+    say: Callable[[Ready | Turned], None],
+) -> None:
+    """Prepare a scenario on one rank, and run its steps turn by turn until there are no more.
+
+    Raises:
+        WorkloadError: the workload cannot be found or built, or does not suit the scenario.
+    """
+    prepared = prepare(scenario, plan, place, progress)
+    place, training = prepared.place, prepared.training
+    first_loss = value_of(prepared.losses)
+    measurement = Measurement(scenario, plan, place, training, prepared.batches)
+    losses = train(training, prepared.batches, range(_CHECKED_STEPS - 1))
+    counters = {
+        "batch": prepared.first_batch,
+        "loss": f"{first_loss!r}, {value_of(losses)!r} after {_CHECKED_STEPS} steps",
+    }
+    progress("warming up", None)
+    measurement.warm_up()
+    peak_bytes = place.device.memory().peak_allocated_bytes
+    if peak_bytes is not None:
+        counters["peak_allocated_bytes"] = str(peak_bytes)
+    say(
+        Ready(
+            rank=place.rank,
+            process_group=os.getpgid(0),
+            step_s=measurement.expected_step_s,
+            counters=counters,
+        )
+    )
+    for turn in turns:
+        window = measurement.turn(turn.num_lead, turn.num_steps)
+        say(Turned(rank=place.rank, window_s=window.window_s, step_s=window.step_s))
