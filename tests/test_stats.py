@@ -2,6 +2,7 @@ import random
 import statistics
 
 import pytest
+import scipy.stats
 
 from stepmark import stats
 
@@ -48,3 +49,51 @@ def test_a_percentile_of_nothing_is_refused() -> None:
         stats.percentile([], 50)
     with pytest.raises(ValueError, match="percentile of no values"):
         stats.median(())
+
+
+@pytest.mark.parametrize(("num_base", "num_head"), [(5, 5), (5, 8), (10, 10), (12, 7), (20, 20)])
+def test_the_rank_interval_ends_where_scipys_exact_test_begins_to_refuse(
+    num_base: int, num_head: int
+) -> None:
+    source = random.Random(num_base * 100 + num_head)
+    base = [source.lognormvariate(0, 0.2) for _ in range(num_base)]
+    head = [source.lognormvariate(0.1, 0.2) for _ in range(num_head)]
+    found = stats.shift(base, head, 0.99)
+    assert found is not None
+
+    def p_value(shift: float) -> float:
+        moved = [value - shift for value in head]
+        return float(scipy.stats.mannwhitneyu(base, moved, method="exact").pvalue)
+
+    tiny = 1e-9
+    assert p_value(found.low - tiny) <= 0.01 < p_value(found.low + tiny)
+    assert p_value(found.high + tiny) <= 0.01 < p_value(found.high - tiny)
+    differences = sorted(h - b for h in head for b in base)
+    assert found.estimate == pytest.approx(statistics.median(differences))
+
+
+@pytest.mark.parametrize(("num_base", "num_head"), [(2, 2), (3, 3), (2, 4), (4, 4)])
+def test_few_values_get_the_interval_of_welchs_test(num_base: int, num_head: int) -> None:
+    source = random.Random(num_base * 100 + num_head)
+    base = [source.gauss(0, 1) for _ in range(num_base)]
+    head = [source.gauss(1, 2) for _ in range(num_head)]
+    found = stats.shift(base, head, 0.99)
+    assert found is not None
+    theirs = scipy.stats.ttest_ind(head, base, equal_var=False).confidence_interval(0.99)
+    assert (found.low, found.high) == pytest.approx((theirs.low, theirs.high))
+    assert found.estimate == pytest.approx(statistics.mean(head) - statistics.mean(base))
+
+
+def test_values_that_are_all_equal_shift_without_doubt() -> None:
+    found = stats.shift([1.0, 1.0], [3.0, 3.0, 3.0], 0.99)
+    assert found == stats.Shift(estimate=2.0, low=2.0, high=2.0)
+
+
+def test_a_single_value_a_side_tells_no_shift() -> None:
+    assert stats.shift([1.0], [2.0, 3.0], 0.99) is None
+    assert stats.shift([1.0, 2.0], [], 0.99) is None
+
+
+def test_a_confidence_is_a_part() -> None:
+    with pytest.raises(ValueError, match="confidence=1: must lie between 0 and 1"):
+        stats.shift([1.0, 2.0], [1.0, 2.0], 1)

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from stepmark.units import format_bytes, format_percent, format_rate, format_seconds
+from stepmark.units import format_bytes, format_change, format_percent, format_rate, format_seconds
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,8 @@ def test_rates_have_thousands_separators_and_no_false_digits(value_per_s: float,
 )
 def test_fractions_are_written_as_percent(fraction: float, text: str) -> None:
     assert format_percent(fraction) == text
+
+
+def test_a_change_has_its_sign() -> None:
+    assert format_change(0.0312) == "+3.1 %"
+    assert format_change(-0.5) == "-50.0 %"

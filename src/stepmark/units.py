@@ -31,6 +31,11 @@ def format_percent(fraction: float) -> str:
     return f"{fraction * 100:.1f} %"
 
 
+def format_change(fraction: float) -> str:
+    """``0.0312`` gives ``+3.1 %``."""
+    return f"{fraction * 100:+.1f} %"
+
+
 def _three_digits(value: float) -> str:
     magnitude = abs(value)
     if magnitude >= 99.95:

@@ -148,6 +148,26 @@ def machine(
 
 
 @app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="Name, folder, or pytest-benchmark file of a run.")],
+    head: Annotated[str, typer.Argument(help="Another one.")],
+    threshold: Annotated[str, typer.Option(help="Changes up to this do not matter.")] = "3%",
+    format: Annotated[str, typer.Option(help="table, markdown, json or junit.")] = "table",
+    across: Annotated[
+        str, typer.Option(help="Software that differs on purpose, such as torch,cuda.")
+    ] = "",
+    results: Results = Path("results"),
+) -> None:
+    """Compare two saved runs: exit code 1 for a regression, 3 not comparable, 4 inconclusive."""
+    from stepmark.compare import command
+
+    code = command.compare(
+        base, head, threshold=threshold, format=format, across=across, results=results
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[str] | None,

@@ -21,7 +21,7 @@ def summary(material: Material) -> Sequence[Block]:
     """What was found, for each run by itself; runs are not compared here."""
     blocks: list[Block] = []
     if material.several_runs:
-        text = "Each run by itself: numbers of two runs are not compared here."
+        text = "Each run by itself. To compare two of them: stepmark compare BASE HEAD."
         blocks.append(Paragraph(text=text))
     for run in material.runs:
         if material.several_runs:

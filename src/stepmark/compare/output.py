@@ -1,0 +1,138 @@
+"""Comparisons as a table, Markdown, JSON and JUnit."""
+
+import dataclasses
+import json
+import xml.etree.ElementTree as ElementTree
+from collections import Counter as Tally
+from collections.abc import Callable, Sequence
+
+from stepmark.compare.verdict import Comparison, Verdict, drift, exit_code
+from stepmark.units import format_change, format_percent, format_seconds
+
+_HEADER = ("scenario", "base", "head", "change", "interval", "detectable", "verdict")
+_EMPTY = "-"
+
+
+def write(comparisons: Sequence[Comparison], format: str, *, title: str) -> str:
+    """All comparisons in one of `FORMATS`.
+
+    Args:
+        comparisons: in the order to show.
+        format: a key of `FORMATS`.
+        title: what was compared.
+    """
+    return FORMATS[format](comparisons, title)
+
+
+def _table(comparisons: Sequence[Comparison], title: str) -> str:
+    rows = [_HEADER, *(_row(c) for c in comparisons)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = [title]
+    for row in rows:
+        cells = [
+            cell.ljust(width) if i in (0, len(row) - 1) else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    lines += [f"{c.scenario_id}: {_in_words(c)}" for c in comparisons if _in_words(c)]
+    return "\n".join([*lines, *_closing(comparisons)]) + "\n"
+
+
+def _markdown(comparisons: Sequence[Comparison], title: str) -> str:
+    lines = [f"### {_escaped(title)}", "", *(f"**{text}**" for text in _closing(comparisons)), ""]
+    lines.append("| " + " | ".join((*_HEADER, "why")) + " |")
+    lines.append("|---|--:|--:|--:|--:|--:|---|---|")
+    for comparison in comparisons:
+        cells = (*_row(comparison), _in_words(comparison))
+        lines.append("| " + " | ".join(map(_escaped, cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _json(comparisons: Sequence[Comparison], title: str) -> str:
+    data = {
+        "title": title,
+        "exit_code": exit_code(comparisons),
+        "drift": drift(comparisons),
+        "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons],
+    }
+    return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def _junit(comparisons: Sequence[Comparison], title: str) -> str:
+    """A regression is a failure, what is inconclusive is skipped, what cannot be told an error."""
+    suite = ElementTree.Element("testsuite", name=title, tests=str(len(comparisons)))
+    kinds: Tally[str] = Tally()
+    for comparison in comparisons:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="stepmark", name=_valid_in_xml(comparison.scenario_id)
+        )
+        kind = _junit_kind(comparison)
+        if kind:
+            kinds[kind] += 1
+            message = _valid_in_xml(f"{comparison.verdict}: {_in_words(comparison)}")
+            ElementTree.SubElement(case, kind, message=message)
+    suite.set("failures", str(kinds["failure"]))
+    suite.set("errors", str(kinds["error"]))
+    suite.set("skipped", str(kinds["skipped"]))
+    ElementTree.indent(suite)
+    text = ElementTree.tostring(suite, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
+
+
+FORMATS: dict[str, Callable[[Sequence[Comparison], str], str]] = {
+    "table": _table,
+    "markdown": _markdown,
+    "json": _json,
+    "junit": _junit,
+}
+
+
+def _junit_kind(comparison: Comparison) -> str:
+    if comparison.is_regression:
+        return "failure"
+    if comparison.verdict in (Verdict.INCOMPARABLE, Verdict.MISSING):
+        return "error"
+    return "skipped" if comparison.verdict is Verdict.INCONCLUSIVE else ""
+
+
+def _row(comparison: Comparison) -> tuple[str, ...]:
+    c = comparison
+    interval = _EMPTY
+    if c.low is not None and c.high is not None:
+        interval = f"{format_change(c.low)} to {format_change(c.high)}"
+    return (
+        c.scenario_id,
+        _EMPTY if c.base_s is None else format_seconds(c.base_s),
+        _EMPTY if c.head_s is None else format_seconds(c.head_s),
+        _EMPTY if c.change is None else format_change(c.change),
+        interval,
+        _EMPTY if c.detectable is None else format_percent(c.detectable),
+        str(c.verdict),
+    )
+
+
+def _in_words(comparison: Comparison) -> str:
+    """Reason, exact figures that differ, remarks."""
+    counters = [
+        f"{c.name} {c.base} -> {c.head}{' (grew)' if c.is_regression else ''}"
+        for c in comparison.counters
+    ]
+    return "; ".join(filter(None, [comparison.reason, *counters, *comparison.remarks]))
+
+
+def _closing(comparisons: Sequence[Comparison]) -> list[str]:
+    """How many of each verdict; and that the machine may have drifted."""
+    tally = Tally(c.verdict for c in comparisons)
+    counts = ", ".join(f"{tally[v]} {v}" for v in Verdict if tally[v]) or "nothing was compared"
+    return list(filter(None, [counts, drift(comparisons)]))
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _valid_in_xml(text: str) -> str:
+    """Text without the control characters that XML cannot hold."""
+    return "".join(
+        c for c in text if c in "\t\n" or (ord(c) >= 0x20 and not 0xD800 <= ord(c) < 0xE000)
+    )
