@@ -1,13 +1,47 @@
 """What became of an order: from all that was heard of it to an outcome and a reason."""
 
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from stepmark.result import Outcome, RankRecord
-from stepmark.runner.errand import Progress
-from stepmark.runner.messages import Order
+from stepmark.runner.messages import Ended, Failed, Order, Ready, Turned
 from stepmark.runner.processes import tail
+
+
+@dataclass
+class Progress:
+    """What is known of an order.
+
+    Attributes:
+        records: of the ranks that are done.
+        failures: of the ranks that ended by an exception.
+        begun: a rank was heard of; before that, nothing of the workload was run.
+        stage: what a rank did last.
+        ended: the host's word that all processes are gone.
+        stopped: they were killed because they took too long.
+        host_lost: the host died, or no longer answered.
+        ready, turned: what ranks that take turns said last, by rank.
+    """
+
+    records: dict[int, RankRecord] = field(default_factory=dict)
+    failures: list[Failed] = field(default_factory=list)
+    begun: bool = False
+    stage: str = "starting"
+    ended: Ended | None = None
+    stopped: bool = False
+    host_lost: bool = False
+    ready: dict[int, Ready] = field(default_factory=dict)
+    turned: dict[int, Turned] = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more comes, or nothing that would be of use."""
+        return bool(self.failures) or self.ended is not None or self.host_lost
+
+    def is_decided(self, world_size: int) -> bool:
+        """Whether the outcome is known, even if processes still run."""
+        return bool(self.failures) or len(self.records) == world_size
 
 
 @dataclass(frozen=True)

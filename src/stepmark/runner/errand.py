@@ -2,18 +2,18 @@
 
 import contextlib
 import selectors
+import shutil
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
-from stepmark.result import RankRecord
+from stepmark.probes.memory import num_oom_kills
+from stepmark.runner.ending import Ending, Progress, judge
 from stepmark.runner.host_process import HostProcess
 from stepmark.runner.messages import (
     Channel,
     Done,
-    Ended,
     Failed,
     Message,
     Order,
@@ -28,41 +28,6 @@ from stepmark.runner.processes import GRACE_S
 _Answer = TypeVar("_Answer", Ready, Turned)
 
 Watcher = Callable[[Stage], None]
-
-
-@dataclass
-class Progress:
-    """What is known of an order.
-
-    Attributes:
-        records: of the ranks that are done.
-        failures: of the ranks that ended by an exception.
-        begun: a rank was heard of; before that, nothing of the workload was run.
-        stage: what a rank did last.
-        ended: the host's word that all processes are gone.
-        stopped: they were killed because they took too long.
-        host_lost: the host died, or no longer answered.
-        ready, turned: what ranks that take turns said last, by rank.
-    """
-
-    records: dict[int, RankRecord] = field(default_factory=dict)
-    failures: list[Failed] = field(default_factory=list)
-    begun: bool = False
-    stage: str = "starting"
-    ended: Ended | None = None
-    stopped: bool = False
-    host_lost: bool = False
-    ready: dict[int, Ready] = field(default_factory=dict)
-    turned: dict[int, Turned] = field(default_factory=dict)
-
-    @property
-    def is_over(self) -> bool:
-        """Nothing more comes, or nothing that would be of use."""
-        return bool(self.failures) or self.ended is not None or self.host_lost
-
-    def is_decided(self, world_size: int) -> bool:
-        """Whether the outcome is known, even if processes still run."""
-        return bool(self.failures) or len(self.records) == world_size
 
 
 class ErrandOverError(Exception):
@@ -83,6 +48,7 @@ class Errand:
         self._host = host
         self._order = order
         self._watch = watch
+        self._num_oom_kills = num_oom_kills()
         self._ranks: list[Channel] = []
         self._open = contextlib.ExitStack()
         self._selector = self._open.enter_context(selectors.DefaultSelector())
@@ -102,9 +68,14 @@ class Errand:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+        shutil.rmtree(self._order.folder, ignore_errors=True)
 
-    def finish(self) -> Progress:
-        """Wait until all of it is over, or killed at its deadline."""
+    def stop(self) -> None:
+        """Have the host kill it, and what runs beside it; `finish` waits for that."""
+        self._tell(Stop(folder=self._order.folder))
+
+    def finish(self) -> Ending:
+        """Wait until all of it is over, or killed at its deadline; what became of it."""
         progress = self.progress
         deadline_s = self._order.requested_s + self._order.plan.timeout
         is_decided = False
@@ -114,7 +85,7 @@ class Errand:
                     progress.host_lost = True  # it does not do as it is told
                 progress.stopped = True
                 deadline_s = time.monotonic() + GRACE_S
-                self._tell(Stop())
+                self.stop()
             elif not is_decided and progress.is_decided(self._order.scenario.world_size):
                 # What still runs has nothing to do but to leave.
                 is_decided = True
@@ -124,7 +95,12 @@ class Errand:
         # it.
         while self.listen(0.0):
             pass
-        return progress
+        return judge(
+            progress,
+            self._order,
+            host_log=self._host.log_tail(),
+            oom_killed=num_oom_kills() > self._num_oom_kills,
+        )
 
     def start(self) -> dict[int, Ready]:
         """Wait until all ranks are ready to take turns.

@@ -56,6 +56,9 @@ class _Host:
         self._supervisor_pid = supervisor_pid
         self._events: queue.SimpleQueue[Order | Ended] = queue.SimpleQueue()
         self._permanent: set[psutil.Process] = set()
+        # Both threads' own: which orders are on their way, and that they are to be killed.
+        self._lock = threading.Lock()
+        self._running: set[str] = set()
         self._stopping = False
         self.leaving = threading.Event()
 
@@ -66,17 +69,16 @@ class _Host:
         started from.
         """
         self._channel.send(self._warm_up())
-        running = 0
         while True:
             event = self._events.get()
             if isinstance(event, Order):
-                running += 1
                 threading.Thread(target=self._carry_out, args=(event,), daemon=True).start()
                 continue
-            running -= 1
-            if not running:
+            if self._running == {event.folder}:
                 self._sweep()
-                self._stopping = False
+            with self._lock:
+                self._running.remove(event.folder)
+                self._stopping = self._stopping and bool(self._running)
             if not all(map(processes.is_alive, self._permanent)):
                 error = "the server they are forked from died"
                 event = Ended(folder=event.folder, exit_codes={}, error=error)
@@ -98,9 +100,12 @@ class _Host:
                     break
                 for message in messages:
                     if isinstance(message, Order):
+                        with self._lock:
+                            self._running.add(message.folder)
                         self._events.put(message)
                     elif isinstance(message, Stop):
-                        self._stopping = True
+                        with self._lock:  # what has ended meanwhile is not to be stopped
+                            self._stopping |= message.folder in self._running
             # A process that the supervisor forked may hold the connection open for it.
             elif os.getppid() != self._supervisor_pid:
                 break

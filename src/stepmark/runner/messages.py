@@ -64,7 +64,13 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Stop:
-    """Kill what all orders started; an `Ended` of each follows."""
+    """Kill an order, and with it those that run beside it; an `Ended` of each follows.
+
+    Attributes:
+        folder: the order's; one that has ended is not stopped again.
+    """
+
+    folder: str
 
 
 @dataclass(frozen=True, kw_only=True)

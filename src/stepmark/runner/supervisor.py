@@ -6,21 +6,19 @@ It imports no torch, and while a window is measured it sleeps in ``select``.
 import atexit
 import functools
 import os
-import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
 from stepmark import machine, workloads
 from stepmark.errors import UsageError
 from stepmark.fingerprint import Commit, Machine
-from stepmark.probes.memory import num_oom_kills
 from stepmark.result import Outcome, Result
-from stepmark.runner.ending import Ending, judge
+from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, Watcher
 from stepmark.runner.host_process import HostProcess
 from stepmark.runner.messages import Order
@@ -88,7 +86,7 @@ class Runner:
             if obstacle is not None:
                 ending = Ending(Outcome.SKIPPED, obstacle)
             else:
-                ending = self._measure(scenario, plan, here)
+                ending = self._measure(scenario, plan)
             return Result(
                 scenario=scenario,
                 plan=plan,
@@ -123,40 +121,58 @@ class Runner:
             self._host = HostProcess(environment)
         return self._host
 
-    def _measure(
-        self, scenario: Scenario, plan: Plan, here: Machine, *, may_repeat: bool = True
-    ) -> Ending:
+    def begin(
+        self,
+        scenario: Scenario,
+        plan: Plan,
+        *,
+        directory: Path | None = None,
+        sys_path: Sequence[str] | None = None,
+        by_turns: bool = False,
+        cpus: Sequence[int] = (),
+    ) -> Errand:
+        """Have processes started for a scenario, which can run here; `run` also waits for them.
+
+        Args:
+            scenario: with its device resolved.
+            plan: how long.
+            directory: where they work; by default where this process does.
+            sys_path: where they find modules; by default where this process does.
+            by_turns: steps are run at the word of the errand's holder.
+            cpus: what the ranks keep to, an equal share each; empty leaves them where they are.
+
+        Raises:
+            RunnerError: no process can be started.
+        """
         host = self._ready_host()
-        folder = Path(tempfile.mkdtemp(dir=host.folder))
+        here = str(directory or Path.cwd())
         order = Order(
             scenario=scenario,
             plan=plan,
-            threads=scenario.threads_per_rank(here.num_cpus),
+            threads=scenario.threads_per_rank(self.machine.num_cpus),
             requested_s=time.monotonic(),
-            directory=str(Path.cwd()),
-            sys_path=tuple(str(Path(entry).absolute()) for entry in ["", *sys.path]),
-            folder=str(folder),
+            directory=here,
+            sys_path=tuple(sys_path or (str(Path(e).absolute()) for e in ["", *sys.path])),
+            folder=tempfile.mkdtemp(dir=host.folder),
+            by_turns=by_turns,
+            cpus=tuple(cpus),
         )
-        oom_kills = num_oom_kills()
+        return Errand(host, order, self._watch)
+
+    def _measure(self, scenario: Scenario, plan: Plan, *, may_repeat: bool = True) -> Ending:
         try:
-            with Errand(host, order, self._watch) as errand:
-                progress = errand.finish()
+            with self.begin(scenario, plan) as errand:
+                ending = errand.finish()
         except BaseException:
             # Ctrl-C, most likely: nothing of a half-done order may stay behind.
             self.close()
             raise
-        ending = judge(
-            progress,
-            order,
-            host_log=host.log_tail(),
-            oom_killed=num_oom_kills() > oom_kills,
-        )
-        shutil.rmtree(folder, ignore_errors=True)
+        progress = errand.progress
         if progress.host_lost:
             self.close(patience_s=0)
             if may_repeat and not progress.begun and not progress.stopped:
                 # It was killed while nothing was measured, and died only when asked.
-                return self._measure(scenario, plan, here, may_repeat=False)
+                return self._measure(scenario, plan, may_repeat=False)
         return ending
 
 

@@ -1,0 +1,212 @@
+"""A fresh pair of processes, one a side, that run their steps in turns on the same cores.
+
+Both are forked from one server. With a server each, the sides' memory was laid out differently
+for as long as these lived, and steps of the same code differed by 3-7 % in every pair.
+"""
+
+import contextlib
+import math
+import os
+import random
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from stepmark.errors import StepmarkError
+from stepmark.runner import Runner
+from stepmark.runner.ending import Ending
+from stepmark.runner.errand import Errand, ErrandOverError
+from stepmark.runner.messages import Turn
+from stepmark.scenario import Plan, Scenario
+
+_T = TypeVar("_T")
+
+# A turn is short, so that both sides see the same neighbours, and holds several steps, since the
+# first one after a pause finds cold caches and is not timed.
+_TURN_S = 0.03
+_FEWEST_STEPS = 5
+_LONGEST_TURN_S = 0.1
+# What a pair may take in turns, and how many turns a side gets.
+_PAIR_S = 3.0
+_FEWEST_ROUNDS, _MOST_ROUNDS = 8, 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """Where one side's code is.
+
+    Attributes:
+        name: ``base`` or ``head``.
+        directory: where its processes work.
+        sys_path: where they find modules.
+    """
+
+    name: str
+    directory: Path
+    sys_path: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideRecord:
+    """What one side's process did.
+
+    Attributes:
+        windows_s: seconds of each timed turn.
+        steps_s: seconds of each step, turn by turn; a turn's is empty where steps have no marks.
+        num_steps: steps of a turn.
+        counters: exact figures.
+    """
+
+    windows_s: tuple[float, ...]
+    steps_s: tuple[tuple[float, ...], ...]
+    num_steps: int
+    counters: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Two processes that took turns, and how long it took from the first one's start."""
+
+    base: SideRecord
+    head: SideRecord
+    wall_s: float
+
+
+class PairFailedError(StepmarkError):
+    """A side could not be measured.
+
+    Attributes:
+        side: its name.
+        ending: what became of its process.
+    """
+
+    def __init__(self, side: str, ending: Ending) -> None:
+        super().__init__(f"{side}: {ending.outcome}: {ending.reason}")
+        self.side = side
+        self.ending = ending
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rhythm:
+    """How a pair's time is cut up: rounds of a turn each, of so many steps."""
+
+    num_rounds: int
+    num_steps: int
+
+
+def rhythm(scenario: Scenario, step_s: float) -> Rhythm:
+    """Turns for steps of that length, the slower side's."""
+    num_steps = max(
+        math.ceil(_TURN_S / step_s), min(_FEWEST_STEPS, math.ceil(_LONGEST_TURN_S / step_s))
+    )
+    # Loader workers deliver one after another: each shall have its share of a turn.
+    each = max(1, scenario.num_workers)
+    num_steps = math.ceil(num_steps / each) * each
+    num_rounds = round(_PAIR_S / (2 * (num_steps + 1) * step_s))
+    return Rhythm(
+        num_rounds=min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, num_rounds)), num_steps=num_steps
+    )
+
+
+@dataclass
+class _Player:
+    """A side's process while it runs; paused unless it is its turn."""
+
+    side: Side
+    errand: Errand
+    process_groups: list[int] = field(default_factory=list)
+    step_s: float = 0.0
+    counters: dict[str, str] = field(default_factory=dict)
+    windows_s: list[float] = field(default_factory=list)
+    steps_s: list[tuple[float, ...]] = field(default_factory=list)
+
+    def start(self) -> None:
+        ready = self.errand.start()
+        self.process_groups = [answer.process_group for answer in ready.values()]
+        self.step_s = max(answer.step_s for answer in ready.values())
+        self.counters = ready[0].counters
+        self._signal(signal.SIGSTOP)
+
+    def play(self, turn: Turn) -> None:
+        self._signal(signal.SIGCONT)
+        answers = self.errand.turn(turn).values()
+        self._signal(signal.SIGSTOP)
+        slowest = max(answers, key=lambda answer: answer.window_s)
+        self.windows_s.append(slowest.window_s)
+        self.steps_s.append(slowest.step_s)
+
+    def record(self, num_steps: int) -> SideRecord:
+        return SideRecord(
+            windows_s=tuple(self.windows_s),
+            steps_s=tuple(self.steps_s),
+            num_steps=num_steps,
+            counters=self.counters,
+        )
+
+    def _signal(self, number: int) -> None:
+        """To the ranks with their loader workers, which would load on during the other's turn."""
+        for group in self.process_groups:
+            with contextlib.suppress(ProcessLookupError):  # it is dead: the errand will hear of it
+                os.killpg(group, number)
+
+
+def measure_pair(
+    runner: Runner,
+    sides: tuple[Side, Side],
+    scenario: Scenario,
+    plan: Plan,
+    cpus: Sequence[int],
+    order: random.Random,
+) -> Pair:
+    """Start a process for each side, let them take turns, and end them.
+
+    Args:
+        runner: whose server they are forked from.
+        sides: base and head.
+        scenario: can run here, its device resolved.
+        plan: of the warm-up, and the deadline of every answer.
+        cpus: what both sides keep to.
+        order: who begins, in each round.
+
+    Raises:
+        PairFailedError: a side cannot be measured.
+        RunnerError: no process can be started.
+    """
+    start_s = time.monotonic()
+    with contextlib.ExitStack() as open_errands:
+        players: dict[str, _Player] = {}
+        try:
+            for side in _shuffled(sides, order):
+                errand = runner.begin(
+                    scenario,
+                    plan,
+                    directory=side.directory,
+                    sys_path=side.sys_path,
+                    by_turns=True,
+                    cpus=cpus,
+                )
+                open_errands.enter_context(errand)
+                players[side.name] = player = _Player(side, errand)
+                player.start()
+            cut = rhythm(scenario, max(player.step_s for player in players.values()))
+            turn = Turn(num_lead=1, num_steps=cut.num_steps)
+            for _ in range(cut.num_rounds):
+                for player in _shuffled(tuple(players.values()), order):
+                    player.play(turn)
+        except ErrandOverError:
+            player.errand.stop()
+            raise PairFailedError(player.side.name, player.errand.finish()) from None
+        finally:
+            for player in players.values():
+                player.errand.stop()
+            for player in players.values():
+                player.errand.finish()
+    base, head = (players[side.name].record(cut.num_steps) for side in sides)
+    return Pair(base=base, head=head, wall_s=time.monotonic() - start_s)
+
+
+def _shuffled(items: Sequence[_T], order: random.Random) -> list[_T]:
+    return order.sample(items, len(items))
