@@ -1,0 +1,151 @@
+"""Revisions of a git repository as folders of their own; the working tree is never touched."""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from stepmark.errors import UsageError
+from stepmark.gate.pairs import Side
+
+# Checkouts are named by the process they belong to, so that those of a killed one are recognized.
+_PREFIX = "stepmark-gate-"
+# Pointers of git's own hooks, which would win over the directory.
+_POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Revision:
+    """A state of the repository.
+
+    Attributes:
+        commit: full hash.
+        label: what the caller called it, with the hash's beginning.
+    """
+
+    commit: str
+    label: str
+
+
+class Repository:
+    """The git repository that a directory belongs to.
+
+    Args:
+        directory: anywhere inside.
+
+    Raises:
+        UsageError: there is no repository, or no git.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory.resolve()
+        self.top = self.directory
+        self.top = Path(self._git("rev-parse", "--show-toplevel"))
+
+    def revision(self, name: str) -> Revision:
+        """The commit that a branch, tag or hash means.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        try:
+            commit = self._git("rev-parse", "--verify", "--end-of-options", f"{name}^{{commit}}")
+        except UsageError:
+            raise UsageError(
+                f"{name!r}: no such revision in {self.top}; give a branch, a tag or a commit (in "
+                "CI, fetch it first: a shallow clone has the newest commit alone)"
+            ) from None
+        return Revision(commit=commit, label=f"{name} ({commit[:12]})")
+
+    def working_tree(self) -> Revision:
+        """The tracked files as they are now, uncommitted changes included."""
+        head = self.revision("HEAD")
+        # A commit that nothing points to; neither the files nor the index change.
+        changed = self._git("stash", "create")
+        if not changed:
+            return head
+        return Revision(commit=changed, label=f"{head.label} with uncommitted changes")
+
+    @contextlib.contextmanager
+    def sides(self, base: Revision, head: Revision) -> Iterator[tuple[Side, Side]]:
+        """Both revisions checked out, each in a folder of its own, while the context is open.
+
+        Modules of the repository are found where the side has them: entries of ``sys.path``
+        inside of it are turned to the checkout.
+
+        Raises:
+            UsageError: one cannot be checked out.
+        """
+        self._remove_forgotten()
+        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")).resolve()
+        try:
+            for name, revision in (("base", base), ("head", head)):
+                self._git("worktree", "add", "--detach", str(folder / name), revision.commit)
+            yield self._side(folder, "base"), self._side(folder, "head")
+        finally:
+            self._remove(folder)
+
+    def _side(self, folder: Path, name: str) -> Side:
+        checkout = folder / name
+        return Side(
+            name=name,
+            directory=self._moved(self.directory, checkout),
+            sys_path=tuple(str(self._moved(entry, checkout)) for entry in _search_path()),
+        )
+
+    def _moved(self, path: Path, checkout: Path) -> Path:
+        """A path of the repository in a checkout of it; any other as it is.
+
+        An environment inside of the repository is not part of it.
+        """
+        resolved = path.resolve()
+        if not resolved.is_relative_to(self.top) or resolved.is_relative_to(Path(sys.prefix)):
+            return path
+        return checkout / resolved.relative_to(self.top)
+
+    def _remove(self, folder: Path) -> None:
+        for checkout in folder.glob("*"):
+            with contextlib.suppress(UsageError):
+                self._git("worktree", "remove", "--force", "--force", str(checkout))
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(UsageError):
+            self._git("worktree", "prune")
+
+    def _remove_forgotten(self) -> None:
+        """Remove checkouts whose processes were killed before they could."""
+        for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+            owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+            if owner.isdigit() and not psutil.pid_exists(int(owner)):
+                self._remove(folder)
+
+    def _git(self, *words: str) -> str:
+        environment = {k: v for k, v in os.environ.items() if k not in _POINTERS}
+        # No hook of the user's runs on a checkout, and nothing asks for a password.
+        command = ["git", "-c", f"core.hooksPath={os.devnull}", "-C", str(self.top), *words]
+        try:
+            done = subprocess.run(
+                command,
+                env={**environment, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        except FileNotFoundError:
+            raise UsageError("git: not found; the gate needs it to check out revisions") from None
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise UsageError(f"{self.directory}: git {words[0]} failed ({reason})")
+        return done.stdout.strip()
+
+
+def _search_path() -> Sequence[Path]:
+    """Where this process finds modules, the current directory first."""
+    return [Path(entry).absolute() for entry in ["", *sys.path]]

@@ -1,0 +1,134 @@
+"""Revisions of real repositories, checked out beside the working tree."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from stepmark.errors import UsageError
+from stepmark.gate.revisions import Repository
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ("-c", "user.name=N", "-c", "user.email=n@example.com")
+    done = subprocess.run(
+        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two commits of ``src/lib.py`` and ``train.py``; a changed, a new and an ignored file."""
+    folder = tmp_path / "repository"
+    (folder / "src").mkdir(parents=True)
+    git(folder, "init", "-b", "main")
+    for text in ("one", "two"):
+        (folder / "src" / "lib.py").write_text(text)
+        (folder / "train.py").write_text(text)
+        git(folder, "add", ".")
+        git(folder, "commit", "-m", text)
+    (folder / "train.py").write_text("three")
+    (folder / "new.py").write_text("untracked")
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    return folder
+
+
+def state(folder: Path) -> tuple[str, ...]:
+    """All that must not change: files, index, branches, stashes, worktrees."""
+    return (
+        git(folder, "status", "--porcelain"),
+        git(folder, "for-each-ref"),
+        git(folder, "stash", "list"),
+        git(folder, "worktree", "list"),
+        (folder / "train.py").read_text(),
+    )
+
+
+def test_both_revisions_are_there_and_gone_afterwards(repository: Path) -> None:
+    before = state(repository)
+    repo = Repository(repository / "src")
+    with repo.sides(repo.revision("HEAD~1"), repo.revision("main")) as (base, head):
+        assert (base.name, head.name) == ("base", "head")
+        assert (base.directory / "lib.py").read_text() == "one"
+        assert (head.directory / "lib.py").read_text() == "two"
+        assert base.directory.name == "src", "the same place inside of the repository"
+        checkouts = [base.directory, head.directory]
+    assert not any(path.exists() for path in checkouts)
+    assert state(repository) == before
+    assert not list(Path(tempfile.gettempdir()).iterdir())
+
+
+def test_the_working_tree_counts_with_its_uncommitted_changes(repository: Path) -> None:
+    before = state(repository)
+    repo = Repository(repository)
+    revision = repo.working_tree()
+    assert revision.label.endswith("with uncommitted changes")
+    with repo.sides(repo.revision("HEAD"), revision) as (base, head):
+        assert (base.directory / "train.py").read_text() == "two"
+        assert (head.directory / "train.py").read_text() == "three"
+    assert state(repository) == before
+    git(repository, "checkout", "train.py")
+    assert repo.working_tree() == repo.revision("HEAD")
+
+
+def test_the_search_path_is_turned_to_the_checkout(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = str(repository.parent)
+    monkeypatch.setattr(sys, "path", [str(repository / "src"), outside])
+    monkeypatch.chdir(repository)
+    repo = Repository(repository)
+    with repo.sides(repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
+        assert base.sys_path == (str(base.directory), str(base.directory / "src"), outside)
+
+
+def test_an_exception_and_a_killed_predecessor_leave_nothing(repository: Path) -> None:
+    before = state(repository)
+    repo = Repository(repository)
+    code = f"""
+import os, signal, sys, tempfile
+from pathlib import Path
+from stepmark.gate.revisions import Repository
+tempfile.tempdir = {tempfile.gettempdir()!r}
+repo = Repository(Path({str(repository)!r}))
+with repo.sides(repo.revision("HEAD"), repo.revision("HEAD")):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", code], check=False)
+    assert state(repository) != before, "it left its checkouts"
+    with (
+        pytest.raises(ZeroDivisionError),
+        repo.sides(repo.revision("HEAD"), repo.revision("HEAD")),
+    ):
+        raise ZeroDivisionError
+    assert state(repository) == before
+    assert not list(Path(tempfile.gettempdir()).iterdir())
+
+
+def test_hooks_of_the_user_do_not_run(repository: Path) -> None:
+    hook = repository / ".git" / "hooks" / "post-checkout"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {repository / 'hooked'}\n")
+    hook.chmod(0o755)
+    repo = Repository(repository)
+    with repo.sides(repo.revision("HEAD"), repo.revision("HEAD")):
+        pass
+    assert not (repository / "hooked").exists()
+
+
+@pytest.mark.parametrize("name", ["nope", "", "--help", "HEAD~9", "HEAD:train.py"])
+def test_what_is_no_revision_is_refused(repository: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"no such revision in .*; give a branch"):
+        Repository(repository).revision(name)
+
+
+def test_a_folder_outside_of_every_repository_is_refused(tmp_path: Path) -> None:
+    os.environ.pop("GIT_DIR", None)
+    with pytest.raises(UsageError, match="not a git repository"):
+        Repository(tmp_path)
