@@ -295,7 +295,7 @@ class TestDownload:
 
     def test_a_failed_download_says_what_to_do_and_leaves_nothing(self, tmp_path: Path) -> None:
         with pytest.raises(
-            WorkloadError, match=r"download failed; put train-images.* or unset STEPMARK_DOWNLOAD"
+            WorkloadError, match=r"download failed; put train-images.* or leave out --download"
         ):
             small_set()
         assert list((tmp_path / "cache").iterdir()) == []

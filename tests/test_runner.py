@@ -866,4 +866,6 @@ def test_a_run_killed_again_and_again_is_completed_in_the_end() -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1].endswith("0 processes left, all runs completed")
+    assert done.stdout.splitlines()[-1].endswith(
+        "0 processes and 0 semaphores left, all runs completed"
+    )
