@@ -20,6 +20,7 @@ import psutil
 import pytest
 from commands import STEPMARK, environment, python, stepmark
 
+from stepmark import __version__
 from stepmark.result import COLUMNS, PHASES
 
 # What the interface promises users, character for character.
@@ -456,6 +457,11 @@ def test_machine_is_told_in_words_and_as_json(tmp_path: Path) -> None:
     found = json.loads(stepmark("machine", "--json", cwd=tmp_path).stdout)
     assert {"host", "hardware", "software", "devices", "unfit"} <= set(found)
     assert found["software"]["python"] in words.stdout
+
+
+def test_the_version_is_told(tmp_path: Path) -> None:
+    done = stepmark("--version", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, f"stepmark {__version__}\n")
 
 
 def test_help_names_every_axis_and_every_part_of_the_plan(tmp_path: Path) -> None:

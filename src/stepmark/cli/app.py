@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from stepmark import __version__
 from stepmark.errors import StepmarkError, UsageError
 
 app = typer.Typer(
-    help="Benchmark and profile PyTorch training loops.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -25,6 +25,22 @@ SAVING = "Saving"
 
 def _axis(text: str) -> typer.models.OptionInfo:
     return typer.Option(help=text, metavar="LIST", rich_help_panel=AXIS)  # type: ignore[no-any-return]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"stepmark {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True),
+    ] = False,
+) -> None:
+    """Benchmark and profile PyTorch training loops."""
 
 
 @app.command()
