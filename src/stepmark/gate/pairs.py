@@ -1,7 +1,8 @@
 """A fresh pair of processes, one a side, that run their steps in turns on the same cores.
 
 Both are forked from one server. With a server each, the sides' memory was laid out differently
-for as long as these lived, and steps of the same code differed by 3-7 % in every pair.
+for as long as these lived, and steps of the same code differed by 2-8 %, to the same side in
+every pair.
 """
 
 import contextlib
