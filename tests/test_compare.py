@@ -87,6 +87,15 @@ def test_one_process_a_side_is_inconclusive_however_large_the_change() -> None:
     assert "--repeats 5" in found.reason
 
 
+def test_two_processes_that_differ_wildly_are_inconclusive_in_readable_words() -> None:
+    found = judge_floors([1.0, 1.0], [1.0, 1e9], Rules())
+    assert found.verdict is Verdict.INCONCLUSIVE
+    text = write([found], "table", title="a -> b")
+    assert "over +10000 %" in text
+    assert max(map(len, text.splitlines())) < 200
+    assert json.loads(write([found], "json", title="a -> b"))["comparisons"][0]["high"] > 10
+
+
 def test_false_alarms_between_unchanged_processes_are_rare() -> None:
     # One-sided noise with a long tail, as machines have it; 300 comparisons of 5 against 5.
     source = random.Random(3)

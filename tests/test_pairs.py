@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,11 +62,11 @@ def runner() -> Iterator[Runner]:
 def make_side(folder: Path, name: str, *, sleep_s: float = 0.001, loss: str = "pass") -> Side:
     """A folder with a workload and a module that it imports: code of one side."""
     directory = folder / name
-    directory.mkdir()
+    (directory / "lib").mkdir(parents=True)
     log = str(directory / "log")
     (directory / "train.py").write_text(WORKLOAD.format(log=log, loss=loss))
-    (directory / "helper.py").write_text(f"SLEEP_S = {sleep_s}")
-    return Side(name=name, directory=directory, sys_path=(str(directory),))
+    (directory / "lib" / "helper.py").write_text(f"SLEEP_S = {sleep_s}")
+    return Side(name=name, directory=directory, sys_path=(str(directory / "lib"), *sys.path))
 
 
 def run(runner: Runner, base: Side, head: Side, **axes: int) -> Pair:
@@ -170,6 +171,17 @@ def test_an_interrupt_ends_both_sides(runner: Runner, tmp_path: Path) -> None:
     assert not any(map(psutil.pid_exists, pids))
     pair = run(runner, *(make_side(tmp_path, name) for name in ("again-base", "again-head")))
     assert pair.base.windows_s, "the runner serves on"
+
+
+def test_the_working_tree_on_the_search_path_does_not_hide_a_sides_own_modules(
+    tmp_path: Path,
+) -> None:
+    # As an editable install or PYTHONPATH puts it there, for the server too.
+    working = make_side(tmp_path, "working", sleep_s=5.0)
+    base, head = make_side(tmp_path, "base"), make_side(tmp_path, "head")
+    with Runner(environment={"PYTHONPATH": working.sys_path[0]}) as runner:
+        pair = run(runner, base, head)
+    assert min(min(steps) for steps in pair.head.steps_s) < 1
 
 
 def test_both_sides_keep_to_their_cpus(runner: Runner, tmp_path: Path) -> None:

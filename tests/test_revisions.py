@@ -85,7 +85,21 @@ def test_the_search_path_is_turned_to_the_checkout(
     monkeypatch.chdir(repository)
     repo = Repository(repository)
     with repo.sides(repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
-        assert base.sys_path == (str(base.directory), str(base.directory / "src"), outside)
+        assert base.sys_path == (str(base.directory / "src"), outside, str(base.directory))
+
+
+def test_an_environment_in_the_repository_stays_and_one_around_it_does_not_matter(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = repository / ".venv" / "lib"
+    monkeypatch.setattr(sys, "path", [str(packages), str(repository / "src")])
+    monkeypatch.chdir(repository)
+    repo = Repository(repository)
+    for prefix, moved in ((repository / ".venv", [False, True]), (repository.parent, [True, True])):
+        monkeypatch.setattr(sys, "prefix", str(prefix))
+        with repo.sides(repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
+            found = [entry.startswith(str(base.directory)) for entry in base.sys_path]
+        assert found[:2] == moved
 
 
 def test_an_exception_and_a_killed_predecessor_leave_nothing(repository: Path) -> None:

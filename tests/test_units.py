@@ -81,3 +81,5 @@ def test_fractions_are_written_as_percent(fraction: float, text: str) -> None:
 def test_a_change_has_its_sign() -> None:
     assert format_change(0.0312) == "+3.1 %"
     assert format_change(-0.5) == "-50.0 %"
+    assert format_change(1e30) == "over +10000 %"
+    assert format_percent(1e30) == "over 10000 %"

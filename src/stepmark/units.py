@@ -27,13 +27,13 @@ def format_rate(value_per_s: float) -> str:
 
 
 def format_percent(fraction: float) -> str:
-    """``0.0312`` gives ``3.1 %``."""
-    return f"{fraction * 100:.1f} %"
+    """``0.0312`` gives ``3.1 %``; more than a hundredfold is not told exactly."""
+    return f"{fraction * 100:.1f} %" if fraction <= 100 else "over 10000 %"
 
 
 def format_change(fraction: float) -> str:
-    """``0.0312`` gives ``+3.1 %``."""
-    return f"{fraction * 100:+.1f} %"
+    """``0.0312`` gives ``+3.1 %``; more than a hundredfold is not told exactly."""
+    return f"{fraction * 100:+.1f} %" if fraction <= 100 else "over +10000 %"
 
 
 def _three_digits(value: float) -> str:

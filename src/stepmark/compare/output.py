@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
@@ -60,7 +61,7 @@ def _json(comparisons: Sequence[Comparison], title: str) -> str:
 
 def _junit(comparisons: Sequence[Comparison], title: str) -> str:
     """A regression is a failure, what is inconclusive is skipped, what cannot be told an error."""
-    suite = ElementTree.Element("testsuite", name=title, tests=str(len(comparisons)))
+    suite = ElementTree.Element("testsuite", name=_valid_in_xml(title), tests=str(len(comparisons)))
     kinds: Tally[str] = Tally()
     for comparison in comparisons:
         case = ElementTree.SubElement(
@@ -133,6 +134,4 @@ def _escaped(text: str) -> str:
 
 def _valid_in_xml(text: str) -> str:
     """Text without the control characters that XML cannot hold."""
-    return "".join(
-        c for c in text if c in "\t\n" or (ord(c) >= 0x20 and not 0xD800 <= ord(c) < 0xE000)
-    )
+    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)

@@ -21,7 +21,7 @@ _ADVISORY = 0.25
 def compare_runs(base: Run, head: Run, rules: Rules) -> list[Comparison]:
     """Compare all scenarios of two runs, in the order of base.
 
-    Scenarios that neither side could measure are left out.
+    Scenarios that both sides skipped are left out.
     """
     sides = [_by_scenario(run) for run in (base, head)]
     comparisons = []

@@ -42,7 +42,7 @@ class Side:
     Attributes:
         name: ``base`` or ``head``.
         directory: where its processes work.
-        sys_path: where they find modules.
+        sys_path: where they find modules, the standard library's too.
     """
 
     name: str

@@ -14,11 +14,10 @@ import psutil
 
 from stepmark.errors import UsageError
 from stepmark.gate.pairs import Side
+from stepmark.machine import git
 
 # Checkouts are named by the process they belong to, so that those of a killed one are recognized.
 _PREFIX = "stepmark-gate-"
-# Pointers of git's own hooks, which would win over the directory.
-_POINTERS = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +104,10 @@ class Repository:
 
         An environment inside of the repository is not part of it.
         """
-        resolved = path.resolve()
-        if not resolved.is_relative_to(self.top) or resolved.is_relative_to(Path(sys.prefix)):
+        resolved, environment = path.resolve(), Path(sys.prefix).resolve()
+        if not resolved.is_relative_to(self.top):
+            return path
+        if environment.is_relative_to(self.top) and resolved.is_relative_to(environment):
             return path
         return checkout / resolved.relative_to(self.top)
 
@@ -126,13 +127,12 @@ class Repository:
                 self._remove(folder)
 
     def _git(self, *words: str) -> str:
-        environment = {k: v for k, v in os.environ.items() if k not in _POINTERS}
-        # No hook of the user's runs on a checkout, and nothing asks for a password.
+        # No hook of the user's runs on a checkout.
         command = ["git", "-c", f"core.hooksPath={os.devnull}", "-C", str(self.top), *words]
         try:
             done = subprocess.run(
                 command,
-                env={**environment, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"},
+                env=git.environment(),
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 text=True,
@@ -147,5 +147,5 @@ class Repository:
 
 
 def _search_path() -> Sequence[Path]:
-    """Where this process finds modules, the current directory first."""
-    return [Path(entry).absolute() for entry in ["", *sys.path]]
+    """Where this process finds modules; the current directory last, so that it hides none."""
+    return [Path(entry).absolute() for entry in [*filter(None, sys.path), ""]]

@@ -28,13 +28,16 @@ def commit(directory: Path) -> Commit | None:
     )
 
 
-def _git(directory: Path, *arguments: str) -> str | None:
-    """Output of a git command that changes and asks nothing; ``None`` if it fails."""
+def environment() -> dict[str, str]:
+    """Variables for git commands: they keep to their directory, ask nothing and speak English."""
     # A hook of git's own points these at its repository, whatever the directory.
     pointers = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX")
-    environment = {name: value for name, value in os.environ.items() if name not in pointers}
-    # Without locks 'status' leaves the index as it is.
-    environment |= {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    kept = {name: value for name, value in os.environ.items() if name not in pointers}
+    return {**kept, "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    """Output of a git command that changes and asks nothing; ``None`` if it fails."""
     # A file-system monitor would stay behind as a process, beside the measurement.
     return output_of(
         "git",
@@ -43,5 +46,6 @@ def _git(directory: Path, *arguments: str) -> str | None:
         "-C",
         str(directory),
         *arguments,
-        environment=environment,
+        # Without locks 'status' leaves the index as it is.
+        environment={**environment(), "GIT_OPTIONAL_LOCKS": "0"},
     )

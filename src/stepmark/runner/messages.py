@@ -40,7 +40,8 @@ class Order:
         threads: compute threads per rank.
         requested_s: ``time.monotonic`` at the request.
         directory: the supervisor's current one; becomes the ranks'.
-        sys_path: where the supervisor finds modules; a user's workload may need it.
+        sys_path: where the supervisor finds modules; a user's workload may need it. By turns it
+            is all of the ranks' search path.
         folder: for the ranks' output and the socket they report to; no other order has it.
         by_turns: steps are run at the supervisor's word, not by the plan.
         cpus: the ranks keep to these, an equal share each; empty leaves them where they are.

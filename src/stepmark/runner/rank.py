@@ -101,8 +101,12 @@ def _open(order: Order, rank: int) -> Place:
         share = len(order.cpus) // order.scenario.world_size
         os.sched_setaffinity(0, order.cpus[rank * share : (rank + 1) * share])
     os.chdir(order.directory)
-    # After the server's own, so that a module there cannot hide the standard library's.
-    sys.path += [entry for entry in order.sys_path if entry not in sys.path]
+    if order.by_turns:
+        # The server's own entries may lead to the working tree; a side has its revision's.
+        sys.path[:] = order.sys_path
+    else:
+        # After the server's own, so that a module there cannot hide the standard library's.
+        sys.path += [entry for entry in order.sys_path if entry not in sys.path]
     return open_place(order.scenario, threads=order.threads, requested_s=order.requested_s)
 
 
