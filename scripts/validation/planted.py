@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, TensorDataset
 from stepmark import Workload
 
 BATCH_SIZE = 64
-_CALIBRATION_S = 0.8
+_CALIBRATION_S = 0.4
 
 
 class Extra:

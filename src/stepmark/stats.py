@@ -110,3 +110,49 @@ def _welch_shift(base: Sequence[float], head: Sequence[float], confidence: float
     degrees = variance**2 / float(sum(weights))
     reach = float(stdtrit(degrees, (1 + confidence) / 2)) * math.sqrt(variance)
     return Shift(estimate=estimate, low=estimate - reach, high=estimate + reach)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Center:
+    """Where a sample lies.
+
+    Attributes:
+        estimate: its trimmed mean.
+        standard_error: how much that would scatter from sample to sample.
+        degrees: degrees of freedom of the standard error.
+    """
+
+    estimate: float
+    standard_error: float
+    degrees: int
+
+    def reach(self, confidence: float) -> float:
+        """Half the length of the interval that covers the true center so often."""
+        return float(stdtrit(self.degrees, (1 + confidence) / 2)) * self.standard_error
+
+
+def center(values: Sequence[float], trimmed: float) -> Center:
+    """Trimmed mean, with the standard error of Tukey and McLaughlin (1963).
+
+    Args:
+        values: independent of each other.
+        trimmed: the part of them that is left out at each end; these count as if they were as far
+            out as the next ones.
+
+    Raises:
+        ValueError: fewer than two values remain, or ``trimmed`` is not from 0 to below 0.5.
+    """
+    if not 0 <= trimmed < 0.5:
+        raise ValueError(f"trimmed={trimmed}: must be at least 0 and below 0.5")
+    ordered = np.sort(np.asarray(values, dtype=np.float64))
+    num_out = int(trimmed * len(ordered))
+    kept = ordered[num_out : len(ordered) - num_out]
+    if len(kept) < 2:
+        raise ValueError(f"{len(values)} values: too few for a center of those that remain")
+    winsorized = np.clip(ordered, kept[0], kept[-1])
+    spread = float(np.std(winsorized, ddof=1))
+    return Center(
+        estimate=float(np.mean(kept)),
+        standard_error=spread / ((1 - 2 * num_out / len(ordered)) * math.sqrt(len(ordered))),
+        degrees=len(kept) - 1,
+    )

@@ -1,8 +1,8 @@
 """A fresh pair of processes, one a side, that run their steps in turns on the same cores.
 
-Both are forked from one server. With a server each, the sides' memory was laid out differently
-for as long as these lived, and steps of the same code differed by 2-8 %, to the same side in
-every pair.
+Where the code allows it both are forked from one server. With a server each, the sides' memory is
+laid out differently for as long as these live, and steps of the same code were seen to differ by
+2-8 %, to the same side in every pair.
 """
 
 import contextlib
@@ -33,6 +33,15 @@ _LONGEST_TURN_S = 0.1
 # What a pair may take in turns, and how many turns a side gets.
 _PAIR_S = 3.0
 _FEWEST_ROUNDS, _MOST_ROUNDS = 8, 40
+
+# glibc hands freed memory back to the system, or not, by what a process did before; getting it
+# again costs page faults. In a 6 ms step of a CNN these were 0 to 1900 a step, and made it take
+# up to 60 % longer: more than any change of code to be found, and the same code on both sides.
+STEADY_MEMORY = {
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TOP_PAD_": str(64 << 20),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +101,16 @@ class PairFailedError(StepmarkError):
 
 @dataclass(frozen=True, kw_only=True)
 class Rhythm:
-    """How a pair's time is cut up: rounds of a turn each, of so many steps."""
+    """How a pair's time is cut up: rounds of a turn each.
+
+    Attributes:
+        num_rounds: turns of each side.
+        num_lead: steps at the beginning of a turn that are not timed.
+        num_steps: timed steps of a turn.
+    """
 
     num_rounds: int
+    num_lead: int
     num_steps: int
 
 
@@ -103,13 +119,41 @@ def rhythm(scenario: Scenario, step_s: float) -> Rhythm:
     num_steps = max(
         math.ceil(_TURN_S / step_s), min(_FEWEST_STEPS, math.ceil(_LONGEST_TURN_S / step_s))
     )
-    # Loader workers deliver one after another: each shall have its share of a turn.
+    # Loader workers deliver one after another: each shall have its share of a turn. They go on
+    # where they were stopped, so that turns without a gap between them make one long window; a
+    # step left out might be one that waited for a batch, or one that did not.
+    num_lead = 0 if scenario.num_workers else 1
     each = max(1, scenario.num_workers)
     num_steps = math.ceil(num_steps / each) * each
-    num_rounds = round(_PAIR_S / (2 * (num_steps + 1) * step_s))
+    num_rounds = round(_PAIR_S / (2 * (num_lead + num_steps) * step_s))
     return Rhythm(
-        num_rounds=min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, num_rounds)), num_steps=num_steps
+        num_rounds=min(_MOST_ROUNDS, max(_FEWEST_ROUNDS, num_rounds)),
+        num_lead=num_lead,
+        num_steps=num_steps,
     )
+
+
+def cpus_for(scenario: Scenario, usable: Sequence[int], number: int) -> tuple[int, ...]:
+    """CPUs that a pair keeps to: as many as it computes on, and others from pair to pair.
+
+    Args:
+        scenario: its device resolved.
+        usable: CPUs that there are.
+        number: of the pair, counted from 0.
+
+    Returns:
+        None for an accelerator, whose processes need more threads than those of the scenario.
+    """
+    if scenario.device != "cpu":
+        return ()
+    num_ranks = scenario.world_size
+    each = scenario.threads_per_rank(len(usable)) + scenario.num_workers
+    each = min(each, len(usable) // num_ranks)
+    if each == 0:
+        return ()
+    num_places = max(1, len(usable) // (each * num_ranks))
+    first = number % num_places * each * num_ranks
+    return tuple(usable[first : first + each * num_ranks])
 
 
 @dataclass
@@ -193,7 +237,7 @@ def measure_pair(
                 players[side.name] = player = _Player(side, errand)
                 player.start()
             cut = rhythm(scenario, max(player.step_s for player in players.values()))
-            turn = Turn(num_lead=1, num_steps=cut.num_steps)
+            turn = Turn(num_lead=cut.num_lead, num_steps=cut.num_steps)
             for _ in range(cut.num_rounds):
                 for player in _shuffled(tuple(players.values()), order):
                     player.play(turn)

@@ -1,0 +1,194 @@
+"""From pairs to a verdict: a screen, and a confirmation of what it suspects.
+
+A pair counts by the logarithm of head's step over base's. The decision only ever asks for one
+more of these, so it is the same over pairs that are measured now and over recorded ones.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from scipy.special import ndtr
+
+from stepmark import stats
+from stepmark.compare.verdict import Verdict
+from stepmark.units import format_change, format_percent
+
+# docs/decisions/gate.md says why these, docs/validation/gate.md what they were measured to give.
+NUM_SCREEN = 3
+# In parts of the threshold: where the screen's middle pair, and where any pair of it, is suspect.
+SUSPECT_MIDDLE, SUSPECT_PAIR = 2 / 3, 5 / 3
+FEWEST_PAIRS, MORE_PAIRS, MOST_PAIRS = 10, 5, 30
+TRIMMED = 0.2
+CONFIDENCE = 0.999
+AGREEING = 0.8
+# How often the smallest detectable change is found.
+POWER = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What pairs of a scenario say.
+
+    Attributes:
+        verdict: SLOWER, FASTER, SAME or INCONCLUSIVE.
+        reason: why, in a sentence.
+        change: of the step's time, as a fraction.
+        low, high: its interval (99.9 %); ``None`` for a screen, which has too few pairs.
+        detectable: the smallest slowdown that is found nineteen times in twenty.
+        screened, confirmed: log ratios of the pairs measured, in their order.
+    """
+
+    verdict: Verdict
+    reason: str
+    change: float
+    low: float | None
+    high: float | None
+    detectable: float
+    screened: tuple[float, ...]
+    confirmed: tuple[float, ...] = ()
+
+
+def decide(draw: Callable[[], float], threshold: float, spread: float | None = None) -> Decision:
+    """Ask for pairs until there is a verdict.
+
+    Args:
+        draw: measures one more pair; the logarithm of head's step over base's.
+        threshold: changes up to this fraction do not matter.
+        spread: how much pairs of this scenario scatter on this machine, if it is known.
+    """
+    bar = math.log1p(threshold)
+    screened = tuple(draw() for _ in range(NUM_SCREEN))
+    if _is_suspect(screened, bar):
+        return _confirm(draw, threshold, spread, screened)
+    middle = stats.median(screened)
+    known = spread if spread is not None else _spread(screened, trimmed=0.0)
+    found = _fraction(detectable(known, bar))
+    verdict, reason = Verdict.SAME, f"no sign of a change in {NUM_SCREEN} pairs"
+    if spread is not None and reach(spread, MOST_PAIRS) > bar:
+        verdict = Verdict.INCONCLUSIVE
+        reason = f"changes below {format_percent(found)} may hide in this scenario's noise"
+    return Decision(
+        verdict=verdict,
+        reason=reason,
+        change=math.expm1(middle),
+        low=None,
+        high=None,
+        detectable=found,
+        screened=screened,
+    )
+
+
+def _is_suspect(ratios: tuple[float, ...], bar: float) -> bool:
+    middle = stats.median(ratios)
+    return abs(middle) >= SUSPECT_MIDDLE * bar or max(map(abs, ratios)) >= SUSPECT_PAIR * bar
+
+
+def _confirm(
+    draw: Callable[[], float], threshold: float, spread: float | None, screened: tuple[float, ...]
+) -> Decision:
+    """Judge by new pairs alone: those of the screen were picked for what they showed."""
+    bar = math.log1p(threshold)
+    num_pairs = FEWEST_PAIRS if spread is None else pairs_needed(spread, bar)
+    ratios: list[float] = []
+    while True:
+        ratios += [draw() for _ in range(num_pairs - len(ratios))]
+        center = stats.center(ratios, TRIMMED)
+        uncertainty = center.reach(CONFIDENCE)
+        # More pairs are asked for by how much they scatter, never by where they lie.
+        if uncertainty <= bar or num_pairs >= MOST_PAIRS:
+            break
+        num_pairs += MORE_PAIRS
+    low, high = (_fraction(center.estimate + side * uncertainty) for side in (-1, 1))
+    change = _fraction(center.estimate)
+    found = _fraction(detectable(_spread(ratios, TRIMMED), bar))
+    num_slower = sum(ratio > 0 for ratio in ratios)
+    beyond = abs(center.estimate) > max(bar, uncertainty)
+    enough = AGREEING * len(ratios)
+    if beyond and center.estimate > 0 and num_slower >= enough:
+        verdict = Verdict.SLOWER
+        reason = f"the step takes {format_percent(change)} longer; so said {num_slower} of"
+        reason += f" {len(ratios)} new pairs"
+    elif beyond and center.estimate < 0 and len(ratios) - num_slower >= enough:
+        verdict = Verdict.FASTER
+        reason = f"the step takes {format_percent(-change)} less"
+    elif beyond or uncertainty > bar:
+        verdict = Verdict.INCONCLUSIVE
+        reason = f"{len(ratios)} new pairs scatter too much: changes below {format_percent(found)}"
+        reason += " may hide in the noise"
+    else:
+        verdict = Verdict.SAME
+        reason = f"was suspected, and {len(ratios)} new pairs showed {format_change(change)}"
+    return Decision(
+        verdict=verdict,
+        reason=reason,
+        change=change,
+        low=low,
+        high=high,
+        detectable=found,
+        screened=screened,
+        confirmed=tuple(ratios),
+    )
+
+
+def reach(spread: float, num_pairs: int) -> float:
+    """How far off the mean of so many pairs may be, if single ones scatter by ``spread``."""
+    num_out = int(TRIMMED * num_pairs)
+    center = stats.Center(
+        estimate=0.0,
+        standard_error=spread / math.sqrt(num_pairs),
+        degrees=num_pairs - 2 * num_out - 1,
+    )
+    return center.reach(CONFIDENCE)
+
+
+def pairs_needed(spread: float, bar: float) -> int:
+    """How many pairs tell a change of ``bar`` (a log ratio) from the noise; or the most allowed."""
+    tried = range(FEWEST_PAIRS, MOST_PAIRS, MORE_PAIRS)
+    return next((number for number in tried if reach(spread, number) <= bar), MOST_PAIRS)
+
+
+def power(slowdown: float, spread: float, bar: float) -> float:
+    """How often a slowdown is found, if pairs scatter normally.
+
+    Args:
+        slowdown: the true log ratio.
+        spread: standard deviation of a pair's.
+        bar: the threshold's.
+    """
+    if spread == 0:
+        return float(slowdown > bar)
+
+    def part_below(edge: float) -> float:
+        return float(ndtr((edge - slowdown) / spread))
+
+    middle, far = SUSPECT_MIDDLE * bar, SUSPECT_PAIR * bar
+    inside = part_below(far) - part_below(-far)
+    # Of three pairs inside, the middle one is high (low) if two or three of them are.
+    high = part_below(far) - part_below(middle)
+    low = part_below(-middle) - part_below(-far)
+    innocent = inside**3 - sum(3 * side**2 * inside - 2 * side**3 for side in (high, low))
+    num_pairs = pairs_needed(spread, bar)
+    edge = max(bar, reach(spread, num_pairs))
+    confirmed = float(ndtr((slowdown - edge) / (spread / math.sqrt(num_pairs))))
+    return (1 - innocent) * confirmed
+
+
+def detectable(spread: float, bar: float) -> float:
+    """The smallest log ratio that is found nineteen times in twenty."""
+    low, high = bar, bar
+    while power(high, spread, bar) < POWER:
+        low, high = high, 2 * high
+    while high - low > 1e-5:
+        middle = (low + high) / 2
+        low, high = (middle, high) if power(middle, spread, bar) < POWER else (low, middle)
+    return high
+
+
+def _spread(ratios: "list[float] | tuple[float, ...]", trimmed: float) -> float:
+    return stats.center(ratios, trimmed).standard_error * math.sqrt(len(ratios))
+
+
+def _fraction(log_ratio: float) -> float:
+    """A change from its logarithm; pairs that scatter wildly may give one beyond floats."""
+    return math.expm1(min(log_ratio, 100.0))
