@@ -27,7 +27,8 @@ ROWS = (
         "gate",
         "report",
     ),
-    ("cli", "pytest_plugin"),
+    ("cli", "pytest_plugin", "baseline"),
+    ("__main__",),
 )
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
 WITHOUT_TORCH = ("compare", "report")

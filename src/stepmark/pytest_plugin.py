@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from pytest_benchmark.fixture import BenchmarkFixture
 
+    from stepmark.baseline import Baseline
     from stepmark.result import Result
     from stepmark.runner import Runner
     from stepmark.scenario import Plan, Scenario
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 BARE_SAVE = "stepmark:unnamed"
 BENCHMARK_PLUGIN = "pytest_benchmark.plugin"
+COMPARE_FAIL = "--benchmark-compare-fail"
 SMOKE_S = 0.01  # any budget does: the first step of a window is always run
 
 
@@ -103,9 +105,16 @@ def _path_as_name(text: str) -> str:
     )
 
 
+# How often it was given: pytest-benchmark knows the last one alone.
+_NUM_CONDITIONS = pytest.StashKey[int]()
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_load_initial_conftests(args: list[str]) -> None:
+def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str]) -> None:
     """Refuse ``--benchmark-save bench``, which would measure everything but bench, as "bench"."""
+    early_config.stash[_NUM_CONDITIONS] = sum(
+        argument.partition("=")[0] == COMPARE_FAIL for argument in args
+    )
     for option, value in itertools.pairwise(args):
         if option == "--benchmark-save" and value[:1] != "-" and Path(value).exists():
             raise pytest.UsageError(f"argument --benchmark-save: {_path_as_name(value)}")
@@ -132,6 +141,8 @@ class _Session:
         self._runner: Runner | None = None
         self._folder = self._reopen_folder()
         self._not_ok: list[Result] = []
+        self._baseline: Baseline | None = None
+        self._gaps = ""
 
     @property
     def smoke(self) -> bool:
@@ -144,10 +155,12 @@ class _Session:
         """pytest-xdist runs tests side by side."""
         return "PYTEST_XDIST_WORKER" in os.environ
 
-    def measure(self, scenario: Scenario, plan: Plan, repeat: int) -> Result:
+    def measure(self, test: str, scenario: Scenario, plan: Plan, repeat: int) -> Result:
         """Measure, or take a resumed run's result; save it at once."""
-        folder = self._open_folder(plan)
         runner = self._ready_runner()
+        if self._baseline is not None:
+            self._baseline.check(test, runner.machine)
+        folder = self._open_folder(plan)
         if folder is not None:
             from stepmark import suite
 
@@ -160,6 +173,25 @@ class _Session:
         if folder is not None:
             folder.save(result)
         return self._keep(result)
+
+    def regressions(self, test: str, figures: Any) -> list[str]:
+        """How a test is slower than an earlier run allows, in words."""
+        return [] if self._baseline is None else self._baseline.regressions(test, figures)
+
+    def spoil(self, result: Result, reason: str) -> None:
+        """A result is not good after all: its test failed."""
+        import dataclasses
+
+        from stepmark.result import Outcome
+
+        if result.outcome is not Outcome.OK or self.smoke:
+            return
+        spoilt = dataclasses.replace(
+            result, outcome=Outcome.FAILED, reason=f"its test failed: {reason}", ranks=()
+        )
+        if self._folder is not None:
+            self._folder.save(spoilt)
+        self._keep(spoilt)
 
     def _keep(self, result: Result) -> Result:
         if not result.ranks:
@@ -205,6 +237,40 @@ class _Session:
             if CLOCK_FIXTURE in names:
                 names.remove(CLOCK_FIXTURE)
                 names.insert(0, CLOCK_FIXTURE)
+                self._open_baseline()
+
+    def _open_baseline(self) -> None:
+        """Now that something is to be measured, see what it will be compared with."""
+        if self._baseline is not None or self.parallel:
+            return
+        from stepmark.baseline import Baseline
+        from stepmark.errors import UsageError
+
+        self._baseline = Baseline(self._config)
+        try:
+            self._baseline.check_options(self._config.stash.get(_NUM_CONDITIONS, 0))
+        except UsageError as error:
+            raise pytest.UsageError(str(error)) from None
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """A comparison that compared nothing does not pass."""
+        if self._baseline is not None:
+            self._gaps = self._baseline.gaps()
+        if self._gaps and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.CallInfo[None], None]:
+        """What a failed test measured is not saved as good."""
+        outcome: Any = yield
+        report = outcome.get_result()
+        result = item.stash.get(_MEASURED, None)
+        if report.failed and result is not None:
+            item.funcargs["benchmark"].has_error = True  # type: ignore[attr-defined]
+            text = report.longreprtext.strip().splitlines() or ["no reason given"]
+            self.spoil(result, text[-1])
 
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         """What did not run stands in pytest-benchmark's file too, each with its reason."""
@@ -217,6 +283,8 @@ class _Session:
         self, terminalreporter: pytest.TerminalReporter, exitstatus: int
     ) -> None:
         """Say where the run is, and how to go on with it if it was interrupted."""
+        if self._gaps:
+            terminalreporter.write_line(f"stepmark: {self._gaps}", red=True)
         if self._folder is not None:
             path = Path(os.path.relpath(self._folder.path, self._config.invocation_params.dir))
             line = f"stepmark: run saved in {path}"
@@ -232,6 +300,7 @@ class _Session:
 
 
 CLOCK_FIXTURE = "_stepmark_clock"
+_MEASURED = pytest.StashKey["Result"]()
 
 
 class _RecordedClock:
@@ -299,7 +368,9 @@ def measure(
             )
         _stepmark_clock.is_used = True
         try:
-            return _measure(session, benchmark, _stepmark_clock, scenario, plan, repeat)
+            return _measure(
+                session, request.node, benchmark, _stepmark_clock, scenario, plan, repeat
+            )
         except StepmarkError as error:
             message = str(error)
         _leave_out(benchmark)
@@ -310,6 +381,7 @@ def measure(
 
 def _measure(
     session: _Session,
+    test: pytest.Item,
     benchmark: BenchmarkFixture,
     clock: _RecordedClock,
     scenario: Scenario,
@@ -334,7 +406,8 @@ def _measure(
             "measure: tests run side by side (pytest-xdist), and measurements would disturb each "
             "other; run without -n, or with --benchmark-disable to see only that they work"
         )
-    result = session.measure(scenario, plan, repeat)
+    result = session.measure(benchmark.fullname, scenario, plan, repeat)
+    test.stash[_MEASURED] = result
     if result.outcome is not Outcome.OK:
         _leave_out(benchmark)
     if result.outcome is Outcome.SKIPPED:
@@ -358,6 +431,10 @@ def _measure(
             "first, as an argument of the test",
             pytrace=False,
         )
+    if benchmark.enabled:
+        regressions = session.regressions(benchmark.fullname, benchmark.stats)
+        if regressions:
+            pytest.fail(f"slower than the earlier run: {'; '.join(regressions)}", pytrace=False)
     return result
 
 

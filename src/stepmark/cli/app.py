@@ -27,6 +27,32 @@ def _axis(text: str) -> typer.models.OptionInfo:
     return typer.Option(help=text, metavar="LIST", rich_help_panel=AXIS)  # type: ignore[no-any-return]
 
 
+Workloads = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Built-in name, torchvision:NAME, package.module:function or "
+        "path/to/file.py:function; may be given several times.",
+        metavar="W",
+    ),
+]
+DeviceAxis = Annotated[str, _axis("cpu, cuda, mps, auto.")]
+BatchSizeAxis = Annotated[
+    str | None, _axis("Samples per micro-batch and rank. Default: the workload's own, or 64.")
+]
+NumWorkersAxis = Annotated[str, _axis("Loader processes per rank.")]
+PrecisionAxis = Annotated[str, _axis("fp32, tf32, bf16, fp16.")]
+AccumulationAxis = Annotated[str, _axis("Micro-batches per optimizer step.")]
+WorldSizeAxis = Annotated[str, _axis("DDP ranks on this machine.")]
+PinMemoryAxis = Annotated[str, _axis("true, false: batches in page-locked memory.")]
+PrefetchFactorAxis = Annotated[str, _axis("Batches each worker prepares ahead.")]
+PersistentWorkersAxis = Annotated[str, _axis("true, false: workers live on from epoch to epoch.")]
+ThreadsAxis = Annotated[str, _axis("Compute threads per rank, or auto: an even share.")]
+DdpAxis = Annotated[str, _axis("true, false: wrap in DDP at world size 1 too.")]
+Warmup = Annotated[
+    int, typer.Option(help="Fewest warm-up steps; more are done until step times settle.")
+]
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         print(f"stepmark {__version__}")
@@ -46,34 +72,20 @@ def options(
 @app.command()
 def run(
     context: typer.Context,
-    workload: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Built-in name, torchvision:NAME, package.module:function or "
-            "path/to/file.py:function; may be given several times.",
-            metavar="W",
-        ),
-    ] = None,
-    device: Annotated[str, _axis("cpu, cuda, mps, auto.")] = "auto",
-    batch_size: Annotated[
-        str | None,
-        _axis("Samples per micro-batch and rank. Default: the workload's own, or 64."),
-    ] = None,
-    num_workers: Annotated[str, _axis("Loader processes per rank.")] = "0",
-    precision: Annotated[str, _axis("fp32, tf32, bf16, fp16.")] = "fp32",
-    accumulation: Annotated[str, _axis("Micro-batches per optimizer step.")] = "1",
-    world_size: Annotated[str, _axis("DDP ranks on this machine.")] = "1",
-    pin_memory: Annotated[str, _axis("true, false: batches in page-locked memory.")] = "false",
-    prefetch_factor: Annotated[str, _axis("Batches each worker prepares ahead.")] = "2",
-    persistent_workers: Annotated[
-        str, _axis("true, false: workers live on from epoch to epoch.")
-    ] = "false",
-    threads: Annotated[str, _axis("Compute threads per rank, or auto: an even share.")] = "auto",
-    ddp: Annotated[str, _axis("true, false: wrap in DDP at world size 1 too.")] = "false",
+    workload: Workloads = None,
+    device: DeviceAxis = "auto",
+    batch_size: BatchSizeAxis = None,
+    num_workers: NumWorkersAxis = "0",
+    precision: PrecisionAxis = "fp32",
+    accumulation: AccumulationAxis = "1",
+    world_size: WorldSizeAxis = "1",
+    pin_memory: PinMemoryAxis = "false",
+    prefetch_factor: PrefetchFactorAxis = "2",
+    persistent_workers: PersistentWorkersAxis = "false",
+    threads: ThreadsAxis = "auto",
+    ddp: DdpAxis = "false",
     steps: Annotated[int, typer.Option(help="Steps of one measured window.")] = 50,
-    warmup: Annotated[
-        int, typer.Option(help="Fewest warm-up steps; more are done until step times settle.")
-    ] = 5,
+    warmup: Warmup = 5,
     max_seconds: Annotated[float, typer.Option(help="Budget of one measured window.")] = 10.0,
     repeats: Annotated[int, typer.Option(help="Fresh processes per scenario.")] = 1,
     timeout: Annotated[float, typer.Option(help="Seconds until a scenario is killed.")] = 300.0,
@@ -101,22 +113,9 @@ def run(
         steps=steps, warmup=warmup, max_seconds=max_seconds, repeats=repeats, timeout=timeout
     )
     scenarios = None
-    if workload:
-        scenarios = axes.scenarios(
-            workload,
-            device=axes.words(device),
-            batch_size=None if batch_size is None else axes.counts("--batch-size", batch_size),
-            num_workers=axes.counts("--num-workers", num_workers),
-            precision=axes.words(precision),
-            accumulation=axes.counts("--accumulation", accumulation),
-            world_size=axes.counts("--world-size", world_size),
-            pin_memory=axes.switches("--pin-memory", pin_memory),
-            prefetch_factor=axes.counts("--prefetch-factor", prefetch_factor),
-            persistent_workers=axes.switches("--persistent-workers", persistent_workers),
-            threads=axes.counts_or_auto("--threads", threads),
-            ddp=axes.switches("--ddp", ddp),
-        )
-    elif resume:
+    if workload or not resume:
+        scenarios = axes.scenarios(context.params)
+    else:
         _refuse_axes_and_plan(context)
     raise typer.Exit(
         run_command.run(
@@ -181,6 +180,93 @@ def compare(
         base, head, threshold=threshold, format=format, across=across, results=results
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def gate(
+    context: typer.Context,
+    what: Annotated[
+        str | None,
+        typer.Argument(
+            help="selftest: the same code on both sides, to find this machine's noise.",
+            metavar="[selftest]",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit to compare with.", metavar="REF")
+    ] = None,
+    head: Annotated[
+        str | None,
+        typer.Option(
+            help="What to judge. Default: the working tree, uncommitted changes included.",
+            metavar="REF",
+        ),
+    ] = None,
+    base_python: Annotated[
+        str | None, typer.Option(help="Interpreter of base, if it is another.", metavar="PYTHON")
+    ] = None,
+    head_python: Annotated[
+        str | None, typer.Option(help="Interpreter of head, if it is another.", metavar="PYTHON")
+    ] = None,
+    workload: Workloads = None,
+    device: DeviceAxis = "auto",
+    batch_size: BatchSizeAxis = None,
+    num_workers: NumWorkersAxis = "0",
+    precision: PrecisionAxis = "fp32",
+    accumulation: AccumulationAxis = "1",
+    world_size: WorldSizeAxis = "1",
+    pin_memory: PinMemoryAxis = "false",
+    prefetch_factor: PrefetchFactorAxis = "2",
+    persistent_workers: PersistentWorkersAxis = "false",
+    threads: ThreadsAxis = "auto",
+    ddp: DdpAxis = "false",
+    threshold: Annotated[str, typer.Option(help="Changes up to this do not matter.")] = "3%",
+    same_loss: Annotated[
+        bool, typer.Option("--same-loss", help="Sides that come to other losses: exit code 3.")
+    ] = False,
+    link: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="File or folder that is not in git and both sides need, such as data; may be "
+            "given several times.",
+            metavar="PATH",
+        ),
+    ] = None,
+    warmup: Warmup = 5,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds a process may take to get ready, and for a turn.")
+    ] = 300.0,
+    format: Annotated[str, typer.Option(help="table, markdown, json or junit.")] = "table",
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File for it; the table is printed all the same."),
+    ] = None,
+    results: Results = Path("results"),
+) -> None:
+    """Measure two revisions in turns on this machine and decide whether head is slower.
+
+    Exit code 0: clean; 1: a regression; 2: bad usage; 3: not comparable, or missing on one side;
+    4: inconclusive; 5: nothing was measured.
+    """
+    from stepmark.cli import axes, gate_command
+
+    asked = gate_command.Asked(
+        selftest=gate_command.is_selftest(what),
+        base=base,
+        head=head,
+        base_python=base_python,
+        head_python=head_python,
+        links=tuple(link or ()),
+        threshold=threshold,
+        same_loss=same_loss,
+        warmup=warmup,
+        timeout=timeout,
+        format=format,
+        output=output,
+        results=results,
+    )
+    raise typer.Exit(gate_command.gate(axes.scenarios(context.params), asked))
 
 
 @app.command()

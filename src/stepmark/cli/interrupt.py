@@ -3,17 +3,24 @@
 import signal
 from types import FrameType
 
+INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
 
-def interrupt_once() -> None:
-    """From now on the first SIGINT raises `KeyboardInterrupt`, and later ones are ignored.
+
+def interrupt_once(*numbers: signal.Signals) -> None:
+    """From now on the first of these signals raises `KeyboardInterrupt`; later ones are ignored.
 
     For a command that ends with its process. One that was started with SIGINT ignored, as shells
     start background jobs, goes on ignoring it.
+
+    Args:
+        numbers: SIGINT, and what else shall do as it does.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
 
+    def interrupt(_signal: int, _frame: FrameType | None) -> None:
+        for number in numbers:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
 
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise KeyboardInterrupt
+    for number in numbers:
+        if signal.getsignal(number) in (signal.default_int_handler, signal.SIG_DFL):
+            signal.signal(number, interrupt)

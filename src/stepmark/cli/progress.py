@@ -5,7 +5,7 @@ would take the core from what is being measured.
 """
 
 import time
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -16,26 +16,51 @@ from stepmark.runner.messages import Stage
 from stepmark.units import format_rate
 
 
-class Display:
-    """A line on how far a run is. Use as a context."""
+class StatusLine:
+    """The last line of a terminal, and lines that go by above it. Use as a context."""
 
     def __init__(self, stream: TextIO) -> None:
         # The stream's own word: rich also takes FORCE_COLOR for a terminal, which CI sets.
-        self._shown = stream.isatty()
+        self.is_shown = stream.isatty()
         self._live = Live(console=Console(file=stream), auto_refresh=False, transient=True)
-        self._num_tasks = self._num_done = 0
-        self._num_measured = 0
-        self._measured_s = 0.0
-        self._name = ""
 
-    def __enter__(self) -> "Display":
-        if self._shown:
+    def __enter__(self) -> Self:
+        if self.is_shown:
             self._live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
+        if self.is_shown:
             self._live.stop()
+
+    def draw(self, *parts: str) -> None:
+        """Show these now; what a narrow terminal may cut off comes last."""
+        if self.is_shown:
+            line = f"{time.strftime('%H:%M:%S')}  " + "  |  ".join(filter(None, parts))
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+
+    def print(self, line: str) -> None:
+        """Leave a line above it; nothing if there is no terminal."""
+        if self.is_shown:
+            # As text: it may hold what rich would read as markup.
+            self._live.console.print(Text(line), soft_wrap=True)
+
+
+def time_left(seconds: float) -> str:
+    """How long it takes yet."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"about {minutes} min {rest} s left" if minutes else f"about {rest} s left"
+
+
+class Display(StatusLine):
+    """A line on how far a run is. Use as a context."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._num_tasks = self._num_done = 0
+        self._num_measured = 0
+        self._measured_s = 0.0
+        self._name = ""
 
     def on_start(self) -> None:
         """Nothing is measured yet."""
@@ -62,32 +87,21 @@ class Display:
             self._num_measured += 1
             self._measured_s += result.wall_s
         if result.outcome != "ok":
-            self._print(f"{result.scenario.id}: {result.outcome}: {result.reason}")
+            self.print(f"{result.scenario.id}: {result.outcome}: {result.reason}")
 
     def warn(self, text: str) -> None:
         """Something to know before numbers come; reports say it too."""
-        self._print(f"warning: {text}")
-
-    def _print(self, line: str) -> None:
-        if self._shown:
-            # As text: it may hold what rich would read as markup.
-            self._live.console.print(Text(line), soft_wrap=True)
+        self.print(f"warning: {text}")
 
     def _draw(self, what: str) -> None:
-        if not self._shown:
-            return
-        parts = [what]
         if self._num_tasks:
             number = min(self._num_done + 1, self._num_tasks)
-            # The name last: it is what a narrow terminal may cut off.
-            parts = [f"scenario {number} of {self._num_tasks}", self._left(), what, self._name]
-        clock = time.strftime("%H:%M:%S")
-        line = f"{clock}  " + "  |  ".join(part for part in parts if part)
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+            self.draw(f"scenario {number} of {self._num_tasks}", self._left(), what, self._name)
+        else:
+            self.draw(what)
 
     def _left(self) -> str:
         if not self._num_measured:
             return ""
-        left_s = self._measured_s / self._num_measured * (self._num_tasks - self._num_done)
-        minutes, seconds = divmod(round(left_s), 60)
-        return f"about {minutes} min {seconds} s left" if minutes else f"about {seconds} s left"
+        each_s = self._measured_s / self._num_measured
+        return time_left(each_s * (self._num_tasks - self._num_done))

@@ -1,19 +1,18 @@
 """``stepmark run``."""
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 
 from stepmark import store, suite
-from stepmark.cli.interrupt import interrupt_once
+from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import Display
 from stepmark.errors import UsageError
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
 from stepmark.scenario import Plan, Scenario
 from stepmark.units import format_rate, format_seconds
-
-INTERRUPTED = 130  # what shells report for a process ended by Ctrl-C
 
 
 def run(
@@ -39,21 +38,16 @@ def run(
         The exit code.
 
     Raises:
-        UsageError: nothing to measure, or a run that cannot be begun or resumed.
+        UsageError: the run cannot be begun or resumed.
         StoreError: results cannot be written or read.
     """
-    if scenarios is None and not resume:
-        raise UsageError(
-            "no workload: give --workload W, such as --workload mlp-fashion-mnist or "
-            "--workload my_train.py:build"
-        )
     if resume and name is None:
         raise UsageError("--resume: say which run with --save NAME")
     environment = {"STEPMARK_DOWNLOAD": "1"} if download else {}
     folder: store.RunFolder | None = None
     done: list[Result] = []
     interrupted = False
-    interrupt_once()
+    interrupt_once(signal.SIGINT)
     try:
         with Display(sys.stderr) as display, Runner(display.on_stage, environment) as runner:
             display.on_start()

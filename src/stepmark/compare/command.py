@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from stepmark.compare.floors import Rules
-from stepmark.compare.output import FORMATS, write
+from stepmark.compare.output import FORMATS, add_to_job_summary, write
 from stepmark.compare.runs import compare_runs
 from stepmark.compare.verdict import exit_code
 from stepmark.errors import StepmarkError, UsageError
@@ -43,7 +43,9 @@ def compare(
     if base_run.path.resolve() == head_run.path.resolve():
         raise UsageError(f"{base_run.path}: is both base and head; name two runs")
     comparisons = compare_runs(base_run, head_run, rules)
-    sys.stdout.write(write(comparisons, format, title=f"{base_run.name} -> {head_run.name}"))
+    title = f"{base_run.name} -> {head_run.name}"
+    sys.stdout.write(write(comparisons, format, title=title))
+    add_to_job_summary(comparisons, title=title)
     return exit_code(comparisons)
 
 

@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from stepmark.compare.verdict import Comparison, Verdict, drift, exit_code
+from stepmark.errors import StoreError
 from stepmark.units import format_change, format_percent, format_seconds
 
 _HEADER = ("scenario", "base", "head", "change", "interval", "detectable", "verdict")
@@ -49,14 +53,41 @@ def _markdown(comparisons: Sequence[Comparison], title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _json(comparisons: Sequence[Comparison], title: str) -> str:
-    data = {
+def as_data(comparisons: Sequence[Comparison], title: str) -> dict[str, Any]:
+    """All comparisons, ready for JSON; more may be added."""
+    return {
         "title": title,
         "exit_code": exit_code(comparisons),
         "drift": drift(comparisons),
         "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons],
     }
+
+
+def as_json(data: dict[str, Any]) -> str:
+    """JSON for people and for programs; no NaN in it."""
     return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def add_to_job_summary(comparisons: Sequence[Comparison], *, title: str) -> None:
+    """Add the Markdown to the page of a CI job, where there is one (``$GITHUB_STEP_SUMMARY``).
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    path = os.environ.get("GITHUB_STEP_SUMMARY")
+    if not path:
+        return
+    try:
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(_markdown(comparisons, title) + "\n")
+    except OSError as error:
+        raise StoreError(
+            f"GITHUB_STEP_SUMMARY={path}: cannot be written ({error.strerror})"
+        ) from None
+
+
+def _json(comparisons: Sequence[Comparison], title: str) -> str:
+    return as_json(as_data(comparisons, title))
 
 
 def _junit(comparisons: Sequence[Comparison], title: str) -> str:

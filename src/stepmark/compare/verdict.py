@@ -96,14 +96,22 @@ _DRIFTING_PART = 0.3
 _FEWEST_TO_DRIFT = 4
 
 
-def drift(comparisons: Sequence[Comparison]) -> str:
-    """That so many scenarios moved the same way that the machine may have; empty if not."""
+def moved_together(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """So many that moved the same way that the machine may have; none if there are not so many."""
     judged = [c for c in comparisons if c.change is not None]
     for verdict in (Verdict.SLOWER, Verdict.FASTER):
-        num_moved = sum(c.verdict is verdict for c in judged)
-        if len(judged) >= _FEWEST_TO_DRIFT and num_moved > _DRIFTING_PART * len(judged):
-            return (
-                f"{num_moved} of {len(judged)} scenarios are {verdict}: perhaps the machine "
-                "drifted; measure both sides again"
-            )
-    return ""
+        moved = [c for c in judged if c.verdict is verdict]
+        if len(judged) >= _FEWEST_TO_DRIFT and len(moved) > _DRIFTING_PART * len(judged):
+            return moved
+    return []
+
+
+def drift(comparisons: Sequence[Comparison]) -> str:
+    """That the machine may have moved, in words; empty if nothing says so."""
+    moved = moved_together(comparisons)
+    if not moved:
+        return ""
+    return (
+        f"{len(moved)} of {len(comparisons)} scenarios are {moved[0].verdict}: unless what changed "
+        "concerns them all, the machine drifted; measure both sides again"
+    )

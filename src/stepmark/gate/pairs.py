@@ -20,6 +20,7 @@ from stepmark.errors import StepmarkError
 from stepmark.runner import Runner
 from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, ErrandOverError
+from stepmark.runner.host_process import OWN, Installation
 from stepmark.runner.messages import Turn
 from stepmark.scenario import Plan, Scenario
 
@@ -52,11 +53,15 @@ class Side:
         name: ``base`` or ``head``.
         directory: where its processes work.
         sys_path: where they find modules, the standard library's too.
+        closed: a folder that no module may come from: the working tree that both sides left.
+        installation: what its processes run with.
     """
 
     name: str
     directory: Path
     sys_path: tuple[str, ...]
+    closed: Path | None = None
+    installation: Installation = OWN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +204,7 @@ class _Player:
 
 
 def measure_pair(
-    runner: Runner,
+    runners: tuple[Runner, Runner],
     sides: tuple[Side, Side],
     scenario: Scenario,
     plan: Plan,
@@ -209,7 +214,7 @@ def measure_pair(
     """Start a process for each side, let them take turns, and end them.
 
     Args:
-        runner: whose server they are forked from.
+        runners: whose servers they are forked from; the same one for both, if it can be.
         sides: base and head.
         scenario: can run here, its device resolved.
         plan: of the warm-up, and the deadline of every answer.
@@ -224,7 +229,7 @@ def measure_pair(
     with contextlib.ExitStack() as open_errands:
         players: dict[str, _Player] = {}
         try:
-            for side in _shuffled(sides, order):
+            for runner, side in _shuffled(tuple(zip(runners, sides, strict=True)), order):
                 errand = runner.begin(
                     scenario,
                     plan,
@@ -232,6 +237,7 @@ def measure_pair(
                     sys_path=side.sys_path,
                     by_turns=True,
                     cpus=cpus,
+                    closed=side.closed,
                 )
                 open_errands.enter_context(errand)
                 players[side.name] = player = _Player(side, errand)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ from pathlib import Path
 import psutil
 
 from stepmark.errors import UsageError
+from stepmark.gate.interpreters import Interpreter
 from stepmark.gate.pairs import Side
 from stepmark.machine import git
+from stepmark.runner.host_process import OWN, Installation
 
 # Checkouts are named by the process they belong to, so that those of a killed one are recognized.
 _PREFIX = "stepmark-gate-"
@@ -72,41 +73,85 @@ class Repository:
             return head
         return Revision(commit=changed, label=f"{head.label} with uncommitted changes")
 
+    def relative(self, path: Path) -> Path:
+        """A path of the repository as seen from its directory; any other as it is."""
+        inside = path.is_absolute() and path.resolve().is_relative_to(self.top)
+        return Path(os.path.relpath(path.resolve(), self.directory)) if inside else path
+
     @contextlib.contextmanager
-    def sides(self, base: Revision, head: Revision) -> Iterator[tuple[Side, Side]]:
+    def sides(
+        self,
+        revisions: tuple[Revision, Revision],
+        interpreters: tuple[Interpreter, Interpreter],
+        links: Sequence[Path] = (),
+    ) -> Iterator[tuple[Side, Side]]:
         """Both revisions checked out, each in a folder of its own, while the context is open.
 
         Modules of the repository are found where the side has them: entries of ``sys.path``
-        inside of it are turned to the checkout.
+        inside of it are turned to the checkout. A stepmark that is the repository's own is the
+        side's too.
+
+        Args:
+            revisions: base's and head's.
+            interpreters: theirs.
+            links: what is not in git, and appears in both as a symbolic link.
 
         Raises:
-            UsageError: one cannot be checked out.
+            UsageError: one cannot be checked out, or linked to.
         """
         self._remove_forgotten()
         folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")).resolve()
         try:
-            for name, revision in (("base", base), ("head", head)):
-                self._git("worktree", "add", "--detach", str(folder / name), revision.commit)
-            yield self._side(folder, "base"), self._side(folder, "head")
+            base, head = (
+                self._check_out(revision, interpreter, folder / name, links)
+                for name, revision, interpreter in zip(
+                    ("base", "head"), revisions, interpreters, strict=True
+                )
+            )
+            yield base, head
         finally:
             self._remove(folder)
 
-    def _side(self, folder: Path, name: str) -> Side:
-        checkout = folder / name
+    def _check_out(
+        self, revision: Revision, interpreter: Interpreter, checkout: Path, links: Sequence[Path]
+    ) -> Side:
+        self._git("worktree", "add", "--detach", str(checkout), revision.commit)
+        directory = self._moved(self.directory, checkout, interpreter)
+        if not directory.is_dir():
+            raise UsageError(f"{self.directory}: is not in {revision.label}")
+        for path in links:
+            self._link(path, checkout, revision)
+        # The directory goes last, so that it hides none of the others.
+        entries = [*interpreter.sys_path, self.directory]
+        package = self._moved(OWN.package, checkout, interpreter)
         return Side(
-            name=name,
-            directory=self._moved(self.directory, checkout),
-            sys_path=tuple(str(self._moved(entry, checkout)) for entry in _search_path()),
+            name=checkout.name,
+            directory=directory,
+            sys_path=tuple(str(self._moved(e, checkout, interpreter)) for e in entries),
+            closed=self.top,
+            installation=Installation(python=interpreter.python, package=package),
         )
 
-    def _moved(self, path: Path, checkout: Path) -> Path:
+    def _link(self, path: Path, checkout: Path, revision: Revision) -> None:
+        # Not resolved: what is linked may itself be a link, to a disk of data.
+        target = Path(os.path.normpath(self.directory / path))
+        if not target.is_relative_to(self.top) or not target.exists():
+            raise UsageError(f"--link {path}: give a file or folder of {self.top}")
+        link = checkout / target.relative_to(self.top)
+        if link.exists():
+            raise UsageError(f"--link {path}: is in {revision.label} already, and need not be")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
+
+    def _moved(self, path: Path, checkout: Path, interpreter: Interpreter) -> Path:
         """A path of the repository in a checkout of it; any other as it is.
 
         An environment inside of the repository is not part of it.
         """
-        resolved, environment = path.resolve(), Path(sys.prefix).resolve()
+        resolved = path.resolve()
         if not resolved.is_relative_to(self.top):
             return path
+        environment = interpreter.prefix
         if environment.is_relative_to(self.top) and resolved.is_relative_to(environment):
             return path
         return checkout / resolved.relative_to(self.top)
@@ -144,8 +189,3 @@ class Repository:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UsageError(f"{self.directory}: git {words[0]} failed ({reason})")
         return done.stdout.strip()
-
-
-def _search_path() -> Sequence[Path]:
-    """Where this process finds modules; the current directory last, so that it hides none."""
-    return [Path(entry).absolute() for entry in [*filter(None, sys.path), ""]]

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from stepmark.errors import RunnerError
@@ -25,18 +26,36 @@ START_S = 180.0
 LONGEST_TEMPORARY = 103 - len("/stepmark-12345678/pymp-12345678/listener-12345678")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    """What measuring processes run with.
+
+    Attributes:
+        python: the interpreter; it has torch, and all else that stepmark needs.
+        package: the folder of stepmark's modules.
+    """
+
+    python: str = sys.executable
+    package: Path = Path(__file__).resolve().parents[1]
+
+
+OWN = Installation()
+
+
 class HostProcess:
     """A running host.
 
     Args:
         environment: of the host and of everything it starts.
+        installation: what it runs with.
 
     Raises:
         RunnerError: it cannot be started.
     """
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], installation: Installation = OWN) -> None:
         self.environment = dict(environment)
+        self._installation = installation
         # Orders that have ended, by their folders; who waits for one takes it out.
         self.ended: dict[str, Ended] = {}
         self.folder = _make_folder()
@@ -106,20 +125,34 @@ class HostProcess:
     def _start(self) -> "subprocess.Popen[bytes]":
         # The path goes last: what the interpreter would import by itself comes first. And with
         # -P a module in the current directory cannot hide one of the standard library.
-        package_root = str(Path(__file__).parents[2])
+        package_root = str(self._installation.package.parent)
         code = (
             f"import sys; sys.path.append({package_root!r}); "
             f"from stepmark.runner.host import main; main({str(self.address)!r}, {os.getpid()})"
         )
+        environment = {**self.environment, MARK: str(self.folder)}
+        if self._installation != OWN:
+            # The interpreter may have a stepmark of its own, which speaks another language; and
+            # beside the one meant there may be a torch, which is not.
+            alone = self.folder / "code"
+            alone.mkdir()
+            (alone / "stepmark").symlink_to(self._installation.package)
+            paths = [str(alone), environment.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
         with self._log.open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-c", code],
-                env={**self.environment, MARK: str(self.folder)},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            try:
+                return subprocess.Popen(
+                    [self._installation.python, "-P", "-c", code],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise RunnerError(
+                    f"{self._installation.python}: cannot be run ({error.strerror})"
+                ) from None
 
     def _greet(self) -> Hello:
         """Wait until the host has connected and says what it found."""
@@ -142,7 +175,8 @@ class HostProcess:
                         return message
         last_words = (self.log_tail().strip().splitlines() or ["it printed nothing"])[-1]
         state = "does not answer" if self.is_alive else "died at its start"
-        raise RunnerError(f"the measuring process {state}: {last_words}")
+        with_what = "" if self._installation == OWN else f" of {self._installation.python}"
+        raise RunnerError(f"the measuring process{with_what} {state}: {last_words}")
 
 
 def _make_folder() -> Path:

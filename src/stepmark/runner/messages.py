@@ -45,6 +45,7 @@ class Order:
         folder: for the ranks' output and the socket they report to; no other order has it.
         by_turns: steps are run at the supervisor's word, not by the plan.
         cpus: the ranks keep to these, an equal share each; empty leaves them where they are.
+        closed: by turns, a folder that no module may come from; empty if there is none.
     """
 
     scenario: Scenario
@@ -56,6 +57,7 @@ class Order:
     folder: str
     by_turns: bool = False
     cpus: tuple[int, ...] = ()
+    closed: str = ""
 
     @property
     def address(self) -> str:

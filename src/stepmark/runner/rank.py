@@ -64,7 +64,7 @@ def main(order_json: str) -> None:
     try:
         place = _open(order, rank)
         if order.by_turns:
-            take_turns(order.scenario, order.plan, place, progress, _turns(channel), say)
+            take_turns(order, place, progress, _turns(channel), say)
         else:
             record = session.run(order.scenario, order.plan, place, progress)
             say(Done(record=record))

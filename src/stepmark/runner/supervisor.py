@@ -20,7 +20,7 @@ from stepmark.fingerprint import Commit, Machine
 from stepmark.result import Outcome, Result
 from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, Watcher
-from stepmark.runner.host_process import HostProcess
+from stepmark.runner.host_process import OWN, HostProcess, Installation
 from stepmark.runner.messages import Order
 from stepmark.runner.processes import GRACE_S
 from stepmark.scenario import Plan, Scenario
@@ -39,14 +39,19 @@ class Runner:
     Args:
         watch: told what a running measurement does next; never called inside a window.
         environment: variables for the measuring processes, on top of the own environment.
+        installation: what the measuring processes run with.
 
     Raises:
         RunnerError: (from `machine` or `run`) the measuring host cannot be started.
     """
 
     def __init__(
-        self, watch: Watcher | None = None, environment: Mapping[str, str] | None = None
+        self,
+        watch: Watcher | None = None,
+        environment: Mapping[str, str] | None = None,
+        installation: Installation = OWN,
     ) -> None:
+        self._installation = installation
         self._watch = watch
         self._environment = dict(environment or {})
         self._host: HostProcess | None = None
@@ -118,7 +123,7 @@ class Runner:
         if self._host is not None and not self._host.is_alive:
             self.close()
         if self._host is None:
-            self._host = HostProcess(environment)
+            self._host = HostProcess(environment, self._installation)
         return self._host
 
     def begin(
@@ -130,6 +135,7 @@ class Runner:
         sys_path: Sequence[str] | None = None,
         by_turns: bool = False,
         cpus: Sequence[int] = (),
+        closed: Path | None = None,
     ) -> Errand:
         """Have processes started for a scenario, which can run here; `run` also waits for them.
 
@@ -140,6 +146,7 @@ class Runner:
             sys_path: where they find modules; by default where this process does.
             by_turns: steps are run at the word of the errand's holder.
             cpus: what the ranks keep to, an equal share each; empty leaves them where they are.
+            closed: by turns, a folder that no module may come from.
 
         Raises:
             RunnerError: no process can be started.
@@ -156,6 +163,7 @@ class Runner:
             folder=tempfile.mkdtemp(dir=host.folder),
             by_turns=by_turns,
             cpus=tuple(cpus),
+            closed=str(closed or ""),
         )
         return Errand(host, order, self._watch)
 

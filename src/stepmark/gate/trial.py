@@ -1,0 +1,204 @@
+"""A scenario on trial: pairs are measured until they decide, and exact figures compared."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stepmark import stats
+from stepmark.compare.verdict import Comparison, Counter, Verdict
+from stepmark.gate.decision import Decision, decide
+from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
+from stepmark.scenario import Scenario
+from stepmark.units import format_bytes, format_change
+
+# Which of a process's steps it counts by, in percent, where its steps are whole: few enough were
+# disturbed to be that short, and enough are to be no accident.
+STEP_PERCENTILE = 10.0
+# What does not decide is told when it moved by so much.
+_ADVISORY = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How a gate judges.
+
+    Attributes:
+        threshold: changes up to this fraction do not matter.
+        same_loss: sides that come to other losses cannot be compared.
+    """
+
+    threshold: float = 0.03
+    same_loss: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A scenario that was tried.
+
+    Attributes:
+        scenario: which.
+        comparison: what came of it.
+        pairs: all that were measured; the screen's come first.
+        wall_s: how long it took.
+    """
+
+    scenario: Scenario
+    comparison: Comparison
+    pairs: tuple[Pair, ...]
+    wall_s: float
+
+
+class _IncomparableError(Exception):
+    """The sides do different work."""
+
+
+def step_s(record: SideRecord, scenario: Scenario) -> float:
+    """What a side's process counts by: seconds of a step.
+
+    A low percentile of its single steps, where each does all of its work by itself: neighbours
+    only ever add time. Steps that find their batch ready in a loader, or that an accelerator has
+    queued, do not; there it is the time of all steps together, on an accelerator that of its
+    quicker turns.
+    """
+    turns_s = [window_s / record.num_steps for window_s in record.windows_s]
+    if scenario.device != "cpu":
+        return stats.percentile(turns_s, STEP_PERCENTILE)
+    if scenario.num_workers or not all(record.steps_s):
+        return math.fsum(turns_s) / len(turns_s)
+    return stats.percentile([s for turn_s in record.steps_s for s in turn_s], STEP_PERCENTILE)
+
+
+def log_ratio(pair: Pair, scenario: Scenario) -> float:
+    """The logarithm of head's step over base's."""
+    return math.log(step_s(pair.head, scenario) / step_s(pair.base, scenario))
+
+
+def try_scenario(
+    scenario: Scenario,
+    measure: Callable[[], Pair],
+    rules: Rules,
+    spread: float | None = None,
+) -> Trial:
+    """Measure pairs of a scenario until there is a verdict.
+
+    Args:
+        scenario: which.
+        measure: measures one more pair.
+        rules: see there.
+        spread: how much its log ratios scatter on this machine, if that is known.
+    """
+    start_s = time.monotonic()
+    pairs: list[Pair] = []
+
+    def draw() -> float:
+        pairs.append(measure())
+        _refuse_different_work(pairs)
+        return log_ratio(pairs[-1], scenario)
+
+    try:
+        comparison = _comparison(scenario, pairs, decide(draw, rules.threshold, spread), rules)
+    except PairFailedError as error:
+        comparison = failed(scenario, error)
+    except _IncomparableError as error:
+        comparison = Comparison(
+            scenario_id=scenario.id, verdict=Verdict.INCOMPARABLE, reason=str(error)
+        )
+    return Trial(
+        scenario=scenario,
+        comparison=comparison,
+        pairs=tuple(pairs),
+        wall_s=time.monotonic() - start_s,
+    )
+
+
+def failed(scenario: Scenario, error: PairFailedError) -> Comparison:
+    """What a scenario comes to that one side cannot run."""
+    return Comparison(scenario_id=scenario.id, verdict=Verdict.MISSING, reason=str(error))
+
+
+def sides_s(pairs: Sequence[Pair], scenario: Scenario) -> tuple[float, float]:
+    """Seconds of a step on base and on head, medians over pairs."""
+    return (
+        stats.median([step_s(pair.base, scenario) for pair in pairs]),
+        stats.median([step_s(pair.head, scenario) for pair in pairs]),
+    )
+
+
+def _comparison(
+    scenario: Scenario, pairs: Sequence[Pair], decision: Decision, rules: Rules
+) -> Comparison:
+    judged = pairs[-len(decision.confirmed) :]
+    base_s, head_s = sides_s(judged, scenario)
+    counters = tuple(_counters(pairs, rules.threshold))
+    verdict, reason = decision.verdict, decision.reason
+    other_loss = any(counter.name == "loss" for counter in counters)
+    if rules.same_loss and other_loss and verdict is not Verdict.SLOWER:
+        verdict, reason = Verdict.INCOMPARABLE, "the sides do not come to the same loss"
+    return Comparison(
+        scenario_id=scenario.id,
+        verdict=verdict,
+        reason=reason,
+        base_s=base_s,
+        head_s=head_s,
+        change=decision.change,
+        low=decision.low,
+        high=decision.high,
+        detectable=decision.detectable,
+        num_base=len(judged),
+        num_head=len(judged),
+        counters=counters,
+        remarks=tuple(_remarks(judged)),
+    )
+
+
+def _refuse_different_work(pairs: Sequence[Pair]) -> None:
+    """What a step is fed is the code's doing, never the machine's: one pair is enough.
+
+    Another type of numbers may be the very improvement that is judged; other shapes are not.
+    """
+    base, head = (record.counters["batch"] for record in (pairs[-1].base, pairs[-1].head))
+    if _shapes(base) != _shapes(head):
+        raise _IncomparableError(f"a batch is {base} in base and {head} in head")
+
+
+def _shapes(batch: str) -> list[str]:
+    return [tensor.partition(" ")[0] for tensor in batch.split(", ")]
+
+
+def _counters(pairs: Sequence[Pair], threshold: float) -> Iterator[Counter]:
+    """Exact figures that differ between the sides and never within one."""
+    for name in sorted(pairs[0].base.counters):
+        then = {pair.base.counters.get(name, "") for pair in pairs}
+        now = {pair.head.counters.get(name, "") for pair in pairs}
+        if len(then) != 1 or len(now) != 1 or then == now:
+            continue
+        (before,), (after,) = then, now
+        if name != "peak_allocated_bytes":
+            yield Counter(name=name, base=before, head=after)
+        elif before and after:
+            yield Counter(
+                name=name,
+                base=format_bytes(int(before)),
+                head=format_bytes(int(after)),
+                is_regression=int(after) > int(before) * (1 + threshold),
+            )
+
+
+def _remarks(pairs: Sequence[Pair]) -> Iterator[str]:
+    """What a low percentile is blind to: stalls and tails."""
+    for percent, what in ((None, "mean step"), (95.0, "p95 step")):
+        then, now = (
+            stats.median([_advisory_s(record, percent) for record in side])
+            for side in ([pair.base for pair in pairs], [pair.head for pair in pairs])
+        )
+        if abs(now / then - 1) > _ADVISORY:
+            yield f"{what} {format_change(now / then - 1)}"
+
+
+def _advisory_s(record: SideRecord, percent: float | None) -> float:
+    steps = [s for turn_s in record.steps_s for s in turn_s]
+    steps = steps or [window_s / record.num_steps for window_s in record.windows_s]
+    return float(np.mean(steps)) if percent is None else stats.percentile(steps, percent)
