@@ -1,5 +1,6 @@
 """Real pairs of processes that take turns."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -7,11 +8,20 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from stepmark.gate.pairs import Pair, PairFailedError, Rhythm, Side, measure_pair, rhythm
+from stepmark.gate.pairs import (
+    Pair,
+    PairFailedError,
+    Rhythm,
+    Side,
+    cpus_for,
+    measure_pair,
+    rhythm,
+)
 from stepmark.result import Outcome
 from stepmark.runner import Runner
 from stepmark.scenario import Plan, Scenario
@@ -72,7 +82,7 @@ def make_side(folder: Path, name: str, *, sleep_s: float = 0.001, loss: str = "p
 def run(runner: Runner, base: Side, head: Side, **axes: int) -> Pair:
     axes = {"batch_size": 2, "threads": 1, **axes}
     scenario = Scenario(workload="train.py:build", device="cpu", **axes)
-    return measure_pair(runner, (base, head), scenario, PLAN, (), random.Random(0))
+    return measure_pair((runner, runner), (base, head), scenario, PLAN, (), random.Random(0))
 
 
 def intervals(side: Side) -> list[tuple[float, float]]:
@@ -113,11 +123,6 @@ def test_each_side_runs_its_own_code_and_only_in_its_turn(
         for first, second in itertools.pairwise(events)
         if first[2] != second[2]
     ]
-    print(
-        sorted(overlaps_s)[-12:],
-        len(events),
-        [e for e in itertools.pairwise(events) if e[0][2] != e[1][2] and e[0][1] - e[1][0] > 0.0],
-    )
     assert max(overlaps_s) < 0.002
 
 
@@ -141,7 +146,7 @@ def test_a_side_that_dies_is_named_with_its_reason(
     scenario = Scenario(workload="train.py:build", device="cpu", batch_size=2, threads=1)
     plan = Plan(steps=1, warmup=2, max_seconds=0.1, timeout=4)
     with pytest.raises(PairFailedError) as failed:
-        measure_pair(runner, (base, head), scenario, plan, (), random.Random(0))
+        measure_pair((runner, runner), (base, head), scenario, plan, (), random.Random(0))
     assert failed.value.side == "head"
     assert failed.value.ending.outcome is outcome
     assert reason in failed.value.ending.reason
@@ -189,18 +194,18 @@ def test_both_sides_keep_to_their_cpus(runner: Runner, tmp_path: Path) -> None:
     loss = f"assert os.sched_getaffinity(0) == {{{cpu}}}"
     base, head = (make_side(tmp_path, name, loss=loss) for name in ("base", "head"))
     scenario = Scenario(workload="train.py:build", device="cpu", batch_size=2, threads=1)
-    pair = measure_pair(runner, (base, head), scenario, PLAN, (cpu,), random.Random(0))
+    pair = measure_pair((runner, runner), (base, head), scenario, PLAN, (cpu,), random.Random(0))
     assert pair.head.windows_s
 
 
 @pytest.mark.parametrize(
     ("step_s", "expected"),
     [
-        (0.0001, Rhythm(num_rounds=40, num_steps=300)),
-        (0.001, Rhythm(num_rounds=40, num_steps=30)),
-        (0.01, Rhythm(num_rounds=25, num_steps=5)),
-        (0.05, Rhythm(num_rounds=10, num_steps=2)),
-        (2.0, Rhythm(num_rounds=8, num_steps=1)),
+        (0.0001, Rhythm(num_rounds=40, num_lead=1, num_steps=300)),
+        (0.001, Rhythm(num_rounds=40, num_lead=1, num_steps=30)),
+        (0.01, Rhythm(num_rounds=25, num_lead=1, num_steps=5)),
+        (0.05, Rhythm(num_rounds=10, num_lead=1, num_steps=2)),
+        (2.0, Rhythm(num_rounds=8, num_lead=1, num_steps=1)),
     ],
 )
 def test_turns_fit_the_step(step_s: float, expected: Rhythm) -> None:
@@ -209,4 +214,39 @@ def test_turns_fit_the_step(step_s: float, expected: Rhythm) -> None:
 
 def test_every_worker_has_its_share_of_a_turn() -> None:
     scenario = Scenario(workload="mlp-toy", device="cpu", num_workers=4)
-    assert rhythm(scenario, 0.01).num_steps == 8
+    assert rhythm(scenario, 0.01) == Rhythm(num_rounds=19, num_lead=0, num_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("axes", "usable", "expected"),
+    [
+        ({"threads": 1}, (0, 1), [(0,), (1,), (0,)]),
+        ({"threads": 2}, (0, 1, 2, 3, 4), [(0, 1), (2, 3), (0, 1)]),
+        ({}, (4, 6), [(4, 6)] * 3),
+        ({"threads": 1, "num_workers": 2}, (0, 1), [(0, 1)] * 3),
+        ({"threads": 1, "num_workers": 1}, (0, 1, 2, 3), [(0, 1), (2, 3), (0, 1)]),
+        ({"threads": 1, "world_size": 2}, (0, 1, 2, 3), [(0, 1), (2, 3), (0, 1)]),
+        ({"world_size": 2}, (0, 1, 2, 3, 4), [(0, 1, 2, 3)] * 3),
+        ({"world_size": 4}, (0, 1), [()] * 3),
+        ({"device": "cuda"}, (0, 1), [()] * 3),
+    ],
+    ids=str,
+)
+def test_pairs_keep_to_as_many_cpus_as_they_compute_on(
+    axes: dict[str, Any], usable: tuple[int, ...], expected: list[tuple[int, ...]]
+) -> None:
+    scenario = Scenario(**{"workload": "mlp-toy", "device": "cpu", **axes})
+    assert [cpus_for(scenario, usable, number) for number in range(3)] == expected
+
+
+def test_a_module_from_the_working_tree_is_no_sides_own(runner: Runner, tmp_path: Path) -> None:
+    working = make_side(tmp_path, "working")
+    base, head = (
+        dataclasses.replace(make_side(tmp_path, name), closed=tmp_path / "working")
+        for name in ("base", "head")
+    )
+    assert run(runner, base, head).base.windows_s
+    # As an import hook of an editable install finds it, wherever the search path leads.
+    head = dataclasses.replace(head, sys_path=working.sys_path)
+    with pytest.raises(PairFailedError, match=r"module 'helper' came from .*working/lib/helper"):
+        run(runner, base, head)

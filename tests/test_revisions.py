@@ -1,15 +1,19 @@
 """Revisions of real repositories, checked out beside the working tree."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from stepmark.errors import UsageError
-from stepmark.gate.revisions import Repository
+from stepmark.gate import interpreters
+from stepmark.gate.pairs import Side
+from stepmark.gate.revisions import Repository, Revision
 
 
 def git(folder: Path, *words: str) -> str:
@@ -39,6 +43,16 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def sides(
+    repo: Repository, base: Revision, head: Revision, *links: str
+) -> Iterator[tuple[Side, Side]]:
+    """Both sides with this interpreter."""
+    both = (interpreters.this_one(), interpreters.this_one())
+    with repo.sides((base, head), both, [Path(link) for link in links]) as found:
+        yield found
+
+
 def state(folder: Path) -> tuple[str, ...]:
     """All that must not change: files, index, branches, stashes, worktrees."""
     return (
@@ -53,7 +67,7 @@ def state(folder: Path) -> tuple[str, ...]:
 def test_both_revisions_are_there_and_gone_afterwards(repository: Path) -> None:
     before = state(repository)
     repo = Repository(repository / "src")
-    with repo.sides(repo.revision("HEAD~1"), repo.revision("main")) as (base, head):
+    with sides(repo, repo.revision("HEAD~1"), repo.revision("main")) as (base, head):
         assert (base.name, head.name) == ("base", "head")
         assert (base.directory / "lib.py").read_text() == "one"
         assert (head.directory / "lib.py").read_text() == "two"
@@ -69,7 +83,7 @@ def test_the_working_tree_counts_with_its_uncommitted_changes(repository: Path) 
     repo = Repository(repository)
     revision = repo.working_tree()
     assert revision.label.endswith("with uncommitted changes")
-    with repo.sides(repo.revision("HEAD"), revision) as (base, head):
+    with sides(repo, repo.revision("HEAD"), revision) as (base, head):
         assert (base.directory / "train.py").read_text() == "two"
         assert (head.directory / "train.py").read_text() == "three"
     assert state(repository) == before
@@ -84,8 +98,9 @@ def test_the_search_path_is_turned_to_the_checkout(
     monkeypatch.setattr(sys, "path", [str(repository / "src"), outside])
     monkeypatch.chdir(repository)
     repo = Repository(repository)
-    with repo.sides(repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
+    with sides(repo, repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
         assert base.sys_path == (str(base.directory / "src"), outside, str(base.directory))
+        assert base.closed == repository
 
 
 def test_an_environment_in_the_repository_stays_and_one_around_it_does_not_matter(
@@ -97,7 +112,7 @@ def test_an_environment_in_the_repository_stays_and_one_around_it_does_not_matte
     repo = Repository(repository)
     for prefix, moved in ((repository / ".venv", [False, True]), (repository.parent, [True, True])):
         monkeypatch.setattr(sys, "prefix", str(prefix))
-        with repo.sides(repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
+        with sides(repo, repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
             found = [entry.startswith(str(base.directory)) for entry in base.sys_path]
         assert found[:2] == moved
 
@@ -108,17 +123,19 @@ def test_an_exception_and_a_killed_predecessor_leave_nothing(repository: Path) -
     code = f"""
 import os, signal, sys, tempfile
 from pathlib import Path
+from stepmark.gate import interpreters
 from stepmark.gate.revisions import Repository
 tempfile.tempdir = {tempfile.gettempdir()!r}
 repo = Repository(Path({str(repository)!r}))
-with repo.sides(repo.revision("HEAD"), repo.revision("HEAD")):
+one, head = interpreters.this_one(), repo.revision("HEAD")
+with repo.sides((head, head), (one, one)):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     subprocess.run([sys.executable, "-c", code], check=False)
     assert state(repository) != before, "it left its checkouts"
     with (
         pytest.raises(ZeroDivisionError),
-        repo.sides(repo.revision("HEAD"), repo.revision("HEAD")),
+        sides(repo, repo.revision("HEAD"), repo.revision("HEAD")),
     ):
         raise ZeroDivisionError
     assert state(repository) == before
@@ -131,7 +148,7 @@ def test_hooks_of_the_user_do_not_run(repository: Path) -> None:
     hook.write_text(f"#!/bin/sh\ntouch {repository / 'hooked'}\n")
     hook.chmod(0o755)
     repo = Repository(repository)
-    with repo.sides(repo.revision("HEAD"), repo.revision("HEAD")):
+    with sides(repo, repo.revision("HEAD"), repo.revision("HEAD")):
         pass
     assert not (repository / "hooked").exists()
 
@@ -146,3 +163,50 @@ def test_a_folder_outside_of_every_repository_is_refused(tmp_path: Path) -> None
     os.environ.pop("GIT_DIR", None)
     with pytest.raises(UsageError, match="not a git repository"):
         Repository(tmp_path)
+
+
+def test_links_lead_to_what_is_not_in_git(repository: Path) -> None:
+    elsewhere = repository.parent / "disk"
+    elsewhere.mkdir()
+    (elsewhere / "x.bin").write_text("data")
+    (repository / "data").symlink_to(elsewhere)
+    before = state(repository)
+    repo = Repository(repository / "src")
+    head = repo.revision("HEAD")
+    with sides(repo, head, head, "../data") as both:
+        for side in both:
+            assert (side.directory / "../data/x.bin").read_text() == "data"
+    assert (elsewhere / "x.bin").exists(), "the link went, not what it leads to"
+    assert state(repository) == before
+
+
+@pytest.mark.parametrize(
+    ("link", "message"),
+    [
+        ("nope", "give a file or folder of"),
+        ("..", "give a file or folder of"),
+        ("/etc", "give a file or folder of"),
+        ("train.py", "is in HEAD .* already"),
+    ],
+)
+def test_what_cannot_be_linked_is_refused(repository: Path, link: str, message: str) -> None:
+    repo = Repository(repository)
+    head = repo.revision("HEAD")
+    with pytest.raises(UsageError, match=message), sides(repo, head, head, link):
+        pass
+    assert not list(Path(tempfile.gettempdir()).iterdir())
+
+
+def test_a_directory_that_one_side_lacks_is_named(repository: Path) -> None:
+    (repository / "new").mkdir()
+    repo = Repository(repository / "new")
+    head = repo.revision("HEAD")
+    with pytest.raises(UsageError, match=r"new: is not in HEAD"), sides(repo, head, head):
+        pass
+
+
+def test_files_are_named_as_every_checkout_has_them(repository: Path) -> None:
+    repo = Repository(repository / "src")
+    assert repo.relative(repository / "train.py") == Path("../train.py")
+    assert repo.relative(Path("lib.py")) == Path("lib.py")
+    assert repo.relative(Path("/elsewhere/train.py")) == Path("/elsewhere/train.py")

@@ -1,3 +1,4 @@
+import math
 import random
 import statistics
 
@@ -97,3 +98,41 @@ def test_a_single_value_a_side_tells_no_shift() -> None:
 def test_a_confidence_is_a_part() -> None:
     with pytest.raises(ValueError, match="confidence=1: must lie between 0 and 1"):
         stats.shift([1.0, 2.0], [1.0, 2.0], 1)
+
+
+@pytest.mark.parametrize("number", [3, 5, 9, 10, 20, 33])
+@pytest.mark.parametrize("trimmed", [0.0, 0.1, 0.2])
+def test_the_trimmed_center_is_that_of_scipys_test_of_yuen(number: int, trimmed: float) -> None:
+    source = random.Random(number)
+    samples = [
+        [*(source.gauss(middle, 2.0) for _ in range(number - 1)), 40.0] for middle in (0.5, 3.0)
+    ]
+    centers = [stats.center(sample, trimmed) for sample in samples]
+    assert centers[0].estimate == pytest.approx(scipy.stats.trim_mean(samples[0], trimmed))
+    error = math.hypot(centers[0].standard_error, centers[1].standard_error)
+    expected = scipy.stats.ttest_ind(*samples, equal_var=False, trim=trimmed)
+    assert (centers[0].estimate - centers[1].estimate) / error == pytest.approx(expected.statistic)
+
+
+@pytest.mark.parametrize("number", [2, 10])
+def test_the_reach_of_a_mean_is_students(number: int) -> None:
+    values = [float(k * k) for k in range(number)]
+    center = stats.center(values, 0.0)
+    expected = scipy.stats.t.interval(
+        0.99, number - 1, loc=center.estimate, scale=scipy.stats.sem(values)
+    )
+    assert center.estimate + center.reach(0.99) == pytest.approx(expected[1])
+
+
+def test_a_value_far_off_hardly_moves_the_trimmed_center() -> None:
+    values = [0.9, 1.0, 1.0, 1.1, 1.0]
+    calm, wild = stats.center([*values, 1.05], 0.2), stats.center([*values, 1000.0], 0.2)
+    assert abs(calm.estimate - wild.estimate) < 0.03
+    assert wild.standard_error < 2 * calm.standard_error
+
+
+def test_what_has_no_center_is_refused() -> None:
+    with pytest.raises(ValueError, match="too few"):
+        stats.center([1.0], 0.0)
+    with pytest.raises(ValueError, match=r"trimmed=0\.5"):
+        stats.center([1.0, 2.0, 3.0], 0.5)

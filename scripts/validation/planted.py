@@ -70,6 +70,15 @@ def mlp(part: float = 0.0) -> Workload:
     return _planted(model, torch.randn(4096, 256), part)
 
 
+# A step of two ranks on two CPUs takes about so many times as long as the same one alone.
+_TWO_RANKS = 2.0
+
+
+def ddp(part: float = 0.0) -> Workload:
+    """The same for two ranks; what they exchange is not there yet to calibrate with."""
+    return mlp(_TWO_RANKS * part)
+
+
 def cnn(part: float = 0.0) -> Workload:
     """A step of about 5 ms."""
     model = nn.Sequential(

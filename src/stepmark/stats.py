@@ -132,7 +132,7 @@ class Center:
 
 
 def center(values: Sequence[float], trimmed: float) -> Center:
-    """Trimmed mean, with the standard error of Tukey and McLaughlin (1963).
+    """Trimmed mean, with its standard error as in Yuen (1974).
 
     Args:
         values: independent of each other.
@@ -150,9 +150,9 @@ def center(values: Sequence[float], trimmed: float) -> Center:
     if len(kept) < 2:
         raise ValueError(f"{len(values)} values: too few for a center of those that remain")
     winsorized = np.clip(ordered, kept[0], kept[-1])
-    spread = float(np.std(winsorized, ddof=1))
+    squares = float(np.sum((winsorized - np.mean(winsorized)) ** 2))
     return Center(
         estimate=float(np.mean(kept)),
-        standard_error=spread / ((1 - 2 * num_out / len(ordered)) * math.sqrt(len(ordered))),
+        standard_error=math.sqrt(squares / (len(kept) * (len(kept) - 1))),
         degrees=len(kept) - 1,
     )

@@ -1,0 +1,271 @@
+"""Trials of scenarios, with pairs that are made up."""
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+from factories import make_scenario
+
+from stepmark.compare.verdict import Verdict
+from stepmark.gate import selftest
+from stepmark.gate.decision import FEWEST_PAIRS, NUM_SCREEN
+from stepmark.gate.output import as_data
+from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
+from stepmark.gate.suite import try_all
+from stepmark.gate.trial import Rules, Trial, log_ratio, step_s, try_scenario
+from stepmark.result import Outcome
+from stepmark.runner.ending import Ending
+
+RULES = Rules(threshold=0.03)
+COUNTERS = {"batch": "64x8 float32, 64 int64", "loss": "2.3, 2.2 after 3 steps"}
+
+
+def make_record(each_s: float = 0.001, *, noise: float = 0.0, **counters: str) -> SideRecord:
+    """Ten turns of five steps; a step takes at least so long, and some take longer."""
+    source = random.Random(repr((each_s, noise)))
+    steps_s = tuple(
+        tuple(each_s * (1 + noise * source.random()) for _ in range(5)) for _ in range(10)
+    )
+    return SideRecord(
+        windows_s=tuple(map(sum, steps_s)),
+        steps_s=steps_s,
+        num_steps=5,
+        counters={**COUNTERS, **counters},
+    )
+
+
+def make_pair(base: SideRecord | None = None, head: SideRecord | None = None) -> Pair:
+    return Pair(base=base or make_record(), head=head or make_record(), wall_s=2.0)
+
+
+def give(*pairs: Pair | Exception) -> Callable[[], Pair]:
+    """These pairs, the last one again and again."""
+    source: Iterator[Pair | Exception] = itertools.chain(pairs, itertools.repeat(pairs[-1]))
+
+    def measure() -> Pair:
+        pair = next(source)
+        if isinstance(pair, Exception):
+            raise pair
+        return pair
+
+    return measure
+
+
+def dead(side: str) -> PairFailedError:
+    return PairFailedError(side, Ending(Outcome.OOM, "out of memory: it asked for 4 GiB"))
+
+
+def test_whole_steps_count_by_the_tenth_percentile() -> None:
+    steps_s = tuple((0.001 * k, 0.001 * (k + 1)) for k in range(1, 101, 2))
+    record = SideRecord(
+        windows_s=tuple(map(sum, steps_s)), steps_s=steps_s, num_steps=2, counters={}
+    )
+    assert step_s(record, make_scenario()) == pytest.approx(0.0109)
+
+
+def test_steps_that_wait_for_a_loader_count_by_all_their_time() -> None:
+    record = make_record(0.002, noise=1.0)
+    expected = sum(record.windows_s) / 50
+    assert step_s(record, make_scenario(num_workers=2)) == pytest.approx(expected)
+    assert step_s(record, make_scenario()) < expected
+
+
+def test_an_accelerator_counts_by_its_quicker_turns() -> None:
+    record = SideRecord(
+        windows_s=tuple(0.01 * k for k in range(10, 0, -1)),
+        steps_s=((),) * 10,
+        num_steps=5,
+        counters={},
+    )
+    assert step_s(record, make_scenario(device="cuda")) == pytest.approx(0.0038)
+
+
+def test_the_ratio_is_of_head_over_base() -> None:
+    ratio = log_ratio(make_pair(head=make_record(0.002)), make_scenario())
+    assert ratio == pytest.approx(0.6931, abs=1e-4)
+
+
+def test_a_clean_scenario_takes_the_screens_pairs_alone() -> None:
+    trial = try_scenario(make_scenario(), give(make_pair()), RULES)
+    comparison = trial.comparison
+    assert comparison.verdict is Verdict.SAME
+    assert comparison.scenario_id == make_scenario().id
+    assert len(trial.pairs) == comparison.num_base == comparison.num_head == NUM_SCREEN
+    assert comparison.base_s == comparison.head_s == pytest.approx(0.001)
+
+
+def test_a_slower_one_is_shown_by_the_pairs_that_judged_it() -> None:
+    screen = [make_pair(head=make_record(0.0013))] * NUM_SCREEN
+    trial = try_scenario(make_scenario(), give(*screen, make_pair(head=make_record(0.0011))), RULES)
+    assert trial.comparison.verdict is Verdict.SLOWER
+    assert trial.comparison.change == pytest.approx(0.1)
+    assert trial.comparison.head_s == pytest.approx(0.0011)
+    assert trial.comparison.num_base == FEWEST_PAIRS
+    assert len(trial.pairs) == NUM_SCREEN + FEWEST_PAIRS
+
+
+@pytest.mark.parametrize("after", [0, 2, NUM_SCREEN + 4])
+@pytest.mark.parametrize("side", ["base", "head"])
+def test_a_side_that_dies_is_missing_whenever_it_does(side: str, after: int) -> None:
+    pairs = [make_pair(head=make_record(0.002))] * after
+    trial = try_scenario(make_scenario(), give(*pairs, dead(side)), RULES)
+    assert trial.comparison.verdict is Verdict.MISSING
+    assert trial.comparison.reason == f"{side}: oom: out of memory: it asked for 4 GiB"
+    assert len(trial.pairs) == after, "what was measured is kept"
+
+
+def test_batches_of_other_shapes_cannot_be_compared() -> None:
+    other = make_record(batch="64x4 float32, 64 int64")
+    trial = try_scenario(make_scenario(), give(make_pair(head=other)), RULES)
+    assert trial.comparison.verdict is Verdict.INCOMPARABLE
+    assert "64x8 float32, 64 int64 in base and 64x4 float32" in trial.comparison.reason
+    assert len(trial.pairs) == 1
+
+
+def test_batches_of_another_type_are_told() -> None:
+    other = make_record(batch="64x8 uint8, 64 int64")
+    trial = try_scenario(make_scenario(), give(make_pair(head=other)), RULES)
+    assert trial.comparison.verdict is Verdict.SAME
+    assert [c.name for c in trial.comparison.counters] == ["batch"]
+
+
+@pytest.mark.parametrize(
+    ("after", "is_regression"), [(1000, None), (1020, False), (1040, True), (900, False)]
+)
+def test_peak_memory_decides_by_itself(after: int, is_regression: bool | None) -> None:
+    base = make_record(peak_allocated_bytes="1000")
+    head = make_record(peak_allocated_bytes=str(after))
+    comparison = try_scenario(make_scenario(), give(make_pair(base, head)), RULES).comparison
+    assert comparison.verdict is Verdict.SAME
+    if is_regression is None:
+        assert comparison.counters == ()
+    else:
+        (counter,) = comparison.counters
+        assert counter.is_regression is comparison.is_regression is is_regression
+
+
+def test_a_figure_that_is_not_the_same_in_all_processes_of_a_side_says_nothing() -> None:
+    wavering = [
+        make_pair(
+            make_record(peak_allocated_bytes=str(1000 + k)),
+            make_record(peak_allocated_bytes="2000"),
+        )
+        for k in range(NUM_SCREEN)
+    ]
+    trial = try_scenario(make_scenario(), give(*wavering), RULES)
+    assert trial.comparison.counters == ()
+
+
+def test_another_loss_is_told_and_refused_only_where_it_was_asked_for() -> None:
+    pair = make_pair(head=make_record(loss="2.4, 2.2 after 3 steps"))
+    told = try_scenario(make_scenario(), give(pair), RULES).comparison
+    assert told.verdict is Verdict.SAME
+    assert [(c.name, c.head) for c in told.counters] == [("loss", "2.4, 2.2 after 3 steps")]
+    slower = make_pair(head=make_record(0.002, loss="2.4, 2.2 after 3 steps"))
+    for given, expected in (
+        (pair, Verdict.INCOMPARABLE),
+        (make_pair(), Verdict.SAME),
+        (slower, Verdict.SLOWER),
+    ):
+        strict = Rules(threshold=0.03, same_loss=True)
+        assert try_scenario(make_scenario(), give(given), strict).comparison.verdict is expected
+
+
+def test_stalls_are_told_though_they_do_not_decide() -> None:
+    calm = make_record()
+    stalling = [list(turn_s) for turn_s in calm.steps_s]
+    for turn_s in stalling[::2]:
+        turn_s[0] += 0.02
+    head = SideRecord(
+        windows_s=tuple(map(sum, stalling)),
+        steps_s=tuple(map(tuple, stalling)),
+        num_steps=5,
+        counters=COUNTERS,
+    )
+    comparison = try_scenario(make_scenario(), give(make_pair(calm, head)), RULES).comparison
+    assert comparison.verdict is Verdict.SAME
+    assert [remark.partition(" +")[0] for remark in comparison.remarks] == ["mean step", "p95 step"]
+
+
+def run_all(heads_s: Sequence[Sequence[float]]) -> list[Trial]:
+    """One scenario for each: head's step in the first trial, and in the second."""
+    listed = [make_scenario(batch_size=k) for k in range(1, len(heads_s) + 1)]
+    tried: set[str] = set()
+    later: set[str] = set()
+
+    def measure(scenario: object) -> Pair:
+        first, second = heads_s[listed.index(scenario)]  # type: ignore[arg-type]
+        return make_pair(head=make_record(second if scenario.id in later else first))  # type: ignore[attr-defined]
+
+    trials = []
+    for trial in try_all(listed, measure, RULES, {}):
+        tried.add(trial.scenario.id)
+        if len(tried) == len(listed):
+            later |= tried
+        trials.append(trial)
+    return trials
+
+
+def test_a_few_slower_ones_are_tried_once() -> None:
+    trials = run_all([(0.0011, 0.0)] + [(0.001, 0.0)] * 4)
+    assert [t.comparison.verdict for t in trials] == [Verdict.SLOWER] + [Verdict.SAME] * 4
+
+
+def test_many_that_moved_together_are_tried_again() -> None:
+    trials = run_all([(0.0011, 0.0011), (0.0011, 0.001)] + [(0.001, 0.0)] * 3)
+    assert len(trials) == 7
+    again = {trial.scenario.batch_size: trial for trial in trials[5:]}
+    assert again[1].comparison.verdict is Verdict.SLOWER
+    assert "tried twice" in again[1].comparison.remarks[0]
+    assert again[2].comparison.verdict is Verdict.INCONCLUSIVE
+    assert "SLOWER first" in again[2].comparison.reason
+    assert len(again[1].pairs) == 2 * (NUM_SCREEN + FEWEST_PAIRS)
+    assert len(again[2].pairs) == NUM_SCREEN + FEWEST_PAIRS + NUM_SCREEN
+
+
+def noisy(spread: float, shift: float = 0.0) -> Callable[[], Pair]:
+    source = random.Random(1)
+    return lambda: make_pair(head=make_record(0.001 * (1 + shift + source.gauss(0, spread))))
+
+
+def test_the_self_test_finds_the_noise() -> None:
+    trial, spread = selftest.try_same_code(make_scenario(), noisy(0.01), 0.03)
+    assert trial.comparison.verdict is Verdict.SAME
+    assert "can be judged here" in trial.comparison.reason
+    assert spread == pytest.approx(0.01, rel=0.5)
+    assert trial.comparison.detectable is not None
+    assert 0.03 < trial.comparison.detectable < 0.06
+    assert len(trial.pairs) == selftest.NUM_PAIRS
+
+
+def test_the_self_test_says_what_cannot_be_judged() -> None:
+    trial, _ = selftest.try_same_code(make_scenario(), noisy(0.2), 0.03)
+    assert trial.comparison.verdict is Verdict.INCONCLUSIVE
+    assert "cannot be judged here at 3.0 %" in trial.comparison.reason
+
+
+def test_the_self_test_notices_sides_that_are_not_treated_alike() -> None:
+    trial, _ = selftest.try_same_code(make_scenario(), noisy(0.002, shift=0.03), 0.03)
+    assert trial.comparison.verdict is Verdict.INCONCLUSIVE
+    assert "the same code came out +3." in trial.comparison.reason
+
+
+def test_the_self_test_of_what_does_not_run_is_missing() -> None:
+    trial, spread = selftest.try_same_code(make_scenario(), give(make_pair(), dead("base")), 0.03)
+    assert trial.comparison.verdict is Verdict.MISSING
+    assert spread is None
+    assert len(trial.pairs) == 1
+
+
+def test_the_data_have_every_window() -> None:
+    trial = try_scenario(make_scenario(), give(make_pair(head=make_record(0.002))), RULES)
+    data = as_data([trial], "base -> head", {"threshold": "3%"})
+    assert data["exit_code"] == 1
+    assert data["threshold"] == "3%"
+    (comparison,) = data["comparisons"]
+    assert len(comparison["pairs"]) == NUM_SCREEN + FEWEST_PAIRS
+    first = comparison["pairs"][0]
+    assert first["head"]["windows_s"] == make_record(0.002).windows_s
+    assert first["base"]["step_s"] == pytest.approx(0.001)
+    assert first["base"]["counters"] == COUNTERS
