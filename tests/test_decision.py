@@ -9,7 +9,7 @@ import pytest
 
 from stepmark.compare.verdict import Verdict
 from stepmark.gate import decision
-from stepmark.gate.decision import MOST_PAIRS, NUM_SCREEN, Decision, decide, detectable, power
+from stepmark.gate.decision import MOST_PAIRS, Decision, decide, detectable, power
 
 BAR = math.log1p(0.03)
 
@@ -43,9 +43,29 @@ def test_three_quiet_pairs_are_enough() -> None:
 
 
 @pytest.mark.parametrize(
+    "more", [(0.013, 0.012, 0.08), (0.0, 0.01, -0.02)], ids=["quieter", "quiet"]
+)
+@pytest.mark.parametrize(
+    "first", [(0.013, 0.014, 0.0), (0.0, 0.0, 0.05), (-0.02, -0.02, 0.01)], ids=str
+)
+def test_where_three_pairs_leave_it_unsure_three_more_are_looked_at(
+    first: tuple[float, ...], more: tuple[float, ...]
+) -> None:
+    found = decide(fixed(*first, *more), 0.03)
+    assert found.verdict is Verdict.SAME
+    assert found.screened == first + more
+
+
+@pytest.mark.parametrize(
     "screen",
-    [(0.025, 0.03, 0.0), (0.0, 0.0, 0.06), (-0.03, -0.03, 0.01)],
-    ids=["middle", "one-far-off", "faster"],
+    [
+        (0.035, 0.03, 0.0),
+        (-0.035, -0.03, 0.0),
+        (0.02, 0.02, 0.02, 0.02, 0.02, 0.0),
+        (0.0, 0.02, 0.06, 0.02, 0.02, 0.02),
+        (0.0, 0.0, 0.1, 0.0, 0.0, 0.0),
+    ],
+    ids=["loud", "faster", "unsure", "one-far-off", "wild"],
 )
 def test_a_suspect_is_judged_by_new_pairs_alone(screen: tuple[float, ...]) -> None:
     found = decide(fixed(*screen, *[0.001, -0.001] * 5), 0.03)
@@ -80,7 +100,7 @@ def test_a_few_pairs_that_are_far_slower_do_not_make_it_slower() -> None:
 def test_between_the_same_code_a_difference_is_all_but_never_found(spread: float) -> None:
     decisions = decide_all(lambda source: source.gauss(0, spread), 4000)
     wrong = part(decisions, Verdict.SLOWER) + part(decisions, Verdict.FASTER)
-    # One suite of fifty scenarios in a hundred, and as much again for the drawing.
+    # Two in ten thousand are one suite of fifty scenarios in a hundred; 4000 draws show it badly.
     assert wrong <= 0.001
 
 
@@ -91,37 +111,30 @@ def test_a_slowdown_of_what_is_called_detectable_is_found(spread: float) -> None
     decisions = decide_all(lambda source: source.gauss(slowdown, spread), 1000)
     # The power that detectable() counts on is that of a known spread; here it is estimated.
     assert part(decisions, Verdict.SLOWER) >= 0.90
-    assert part(decisions, Verdict.SAME) <= 0.06
+    assert part(decisions, Verdict.SAME) <= 0.08
 
 
 def test_the_smallest_detectable_change_grows_with_the_noise() -> None:
     found = [detectable(spread, BAR) for spread in (0.0, 0.001, 0.01, 0.03, 0.1, 0.5)]
     assert found == sorted(found)
-    assert found[0] == pytest.approx(BAR, abs=1e-4)
+    assert found[0] == pytest.approx(BAR, rel=2e-3)
     for spread, slowdown in zip((0.001, 0.01, 0.03, 0.1), found[1:], strict=False):
-        assert power(slowdown, spread, BAR) == pytest.approx(0.95, abs=0.01)
-        assert power(0.8 * slowdown, spread, BAR) < 0.95
+        assert power(slowdown, spread, BAR) >= 0.94
+        assert power(0.9 * slowdown, spread, BAR) < 0.95
 
 
-@pytest.mark.parametrize("slowdown", [0.0, 0.02, 0.05])
-def test_the_screens_power_is_that_of_its_simulation(slowdown: float) -> None:
-    spread, source = 0.03, random.Random(3)
-    innocent = sum(
-        not decision._is_suspect(
-            tuple(source.gauss(slowdown, spread) for _ in range(NUM_SCREEN)), BAR
+def test_power_is_what_deciding_comes_to() -> None:
+    for slowdown in (0.03, 0.04, 0.05):
+        decisions = decide_all(lambda source, s=slowdown: source.gauss(s, 0.02), 1500)
+        assert part(decisions, Verdict.SLOWER) == pytest.approx(
+            power(slowdown, 0.02, BAR), abs=0.05
         )
-        for _ in range(20_000)
-    ) / 20_000  # fmt: skip
-    confirmed = power(1e9, spread, BAR)
-    assert confirmed == pytest.approx(1.0)
-    far = power(slowdown, spread, BAR)
-    # Power is the product of both stages; with certain confirmation it is the screen's alone.
-    assert far <= 1 - innocent + 0.02
 
 
 def test_what_scatters_too_much_is_inconclusive_and_never_clean() -> None:
     decisions = decide_all(lambda source: source.gauss(0, 0.15), 300)
     assert part(decisions, Verdict.INCONCLUSIVE) > 0.98
+    assert part(decisions, Verdict.SLOWER) + part(decisions, Verdict.FASTER) == 0
     assert all(len(d.confirmed) == MOST_PAIRS for d in decisions if d.confirmed)
     assert min(d.detectable for d in decisions if d.confirmed) > 0.05
 

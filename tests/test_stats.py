@@ -124,11 +124,9 @@ def test_the_reach_of_a_mean_is_students(number: int) -> None:
     assert center.estimate + center.reach(0.99) == pytest.approx(expected[1])
 
 
-def test_a_value_far_off_hardly_moves_the_trimmed_center() -> None:
+def test_how_far_off_a_value_is_does_not_matter_to_the_trimmed_center() -> None:
     values = [0.9, 1.0, 1.0, 1.1, 1.0]
-    calm, wild = stats.center([*values, 1.05], 0.2), stats.center([*values, 1000.0], 0.2)
-    assert abs(calm.estimate - wild.estimate) < 0.03
-    assert wild.standard_error < 2 * calm.standard_error
+    assert stats.center([*values, 1.2], 0.2) == stats.center([*values, 1000.0], 0.2)
 
 
 def test_what_has_no_center_is_refused() -> None:

@@ -115,6 +115,11 @@ def test_a_side_that_dies_is_missing_whenever_it_does(side: str, after: int) -> 
     assert len(trial.pairs) == after, "what was measured is kept"
 
 
+def test_memory_that_both_sides_need_at_once_is_said_to_be_so() -> None:
+    trial = try_scenario(make_scenario(device="cuda"), give(dead("head")), RULES)
+    assert trial.comparison.reason.endswith("on the device together: try a smaller batch")
+
+
 def test_batches_of_other_shapes_cannot_be_compared() -> None:
     other = make_record(batch="64x4 float32, 64 int64")
     trial = try_scenario(make_scenario(), give(make_pair(head=other)), RULES)

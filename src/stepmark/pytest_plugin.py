@@ -269,8 +269,9 @@ class _Session:
         result = item.stash.get(_MEASURED, None)
         if report.failed and result is not None:
             item.funcargs["benchmark"].has_error = True  # type: ignore[attr-defined]
-            text = report.longreprtext.strip().splitlines() or ["no reason given"]
-            self.spoil(result, text[-1])
+            crash = getattr(report.longrepr, "reprcrash", None)
+            text = report.longreprtext if crash is None else crash.message
+            self.spoil(result, (text.strip().splitlines() or ["no reason given"])[0])
 
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         """What did not run stands in pytest-benchmark's file too, each with its reason."""

@@ -62,8 +62,8 @@ class GateDisplay(StatusLine):
         if self._num_fixed is not None:
             return f"pair {self._num_pairs} of {self._num_fixed}"
         if self._num_pairs <= NUM_SCREEN:
-            return f"screen: pair {self._num_pairs} of {NUM_SCREEN}"
-        return f"suspect: new pair {self._num_pairs - NUM_SCREEN}"
+            return f"pair {self._num_pairs} of {NUM_SCREEN}"
+        return f"not clear yet: pair {self._num_pairs}"
 
     def _left(self) -> str:
         """If the scenarios to come are like those that were."""

@@ -4,23 +4,32 @@ A pair counts by the logarithm of head's step over base's. The decision only eve
 more of these, so it is the same over pairs that are measured now and over recorded ones.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtr
 
 from stepmark import stats
 from stepmark.compare.verdict import Verdict
 from stepmark.units import format_change, format_percent
 
+FloatArray = npt.NDArray[np.float64]
+
 # docs/decisions/gate.md says why these, docs/validation/gate.md what they were measured to give.
+#
+# The screen looks at so many pairs, and, where these leave it unsure, at so many more.
 NUM_SCREEN = 3
-# In parts of the threshold: where the screen's middle pair, and where any pair of it, is suspect.
-SUSPECT_MIDDLE, SUSPECT_PAIR = 2 / 3, 5 / 3
+# In parts of the threshold. The first look clears a middle pair below QUIET with no pair as far
+# out as FAR, and suspects a middle one from LOUD on; the second look suspects a middle one from
+# SUSPECT on, and scatter as far as WILD.
+QUIET, FAR, LOUD, SUSPECT, WILD = 0.4, 4 / 3, 1.0, 0.5, 3.0
 FEWEST_PAIRS, MORE_PAIRS, MOST_PAIRS = 10, 5, 30
 TRIMMED = 0.2
-CONFIDENCE = 0.999
+CONFIDENCE = 0.9995
 AGREEING = 0.8
 # How often the smallest detectable change is found.
 POWER = 0.95
@@ -34,7 +43,7 @@ class Decision:
         verdict: SLOWER, FASTER, SAME or INCONCLUSIVE.
         reason: why, in a sentence.
         change: of the step's time, as a fraction.
-        low, high: its interval (99.9 %); ``None`` for a screen, which has too few pairs.
+        low, high: its interval (99.95 %); ``None`` for a screen, which has too few pairs.
         detectable: the smallest slowdown that is found nineteen times in twenty.
         screened, confirmed: log ratios of the pairs measured, in their order.
     """
@@ -59,12 +68,16 @@ def decide(draw: Callable[[], float], threshold: float, spread: float | None = N
     """
     bar = math.log1p(threshold)
     screened = tuple(draw() for _ in range(NUM_SCREEN))
-    if _is_suspect(screened, bar):
-        return _confirm(draw, threshold, spread, screened)
+    first = np.array(screened)
+    if not _clears(first, bar):
+        if not _is_loud(first, bar):
+            screened += tuple(draw() for _ in range(NUM_SCREEN))
+        if _is_suspect(np.array(screened), bar):
+            return _confirm(draw, threshold, spread, screened)
     middle = stats.median(screened)
     known = spread if spread is not None else _spread(screened, trimmed=0.0)
     found = _fraction(detectable(known, bar))
-    verdict, reason = Verdict.SAME, f"no sign of a change in {NUM_SCREEN} pairs"
+    verdict, reason = Verdict.SAME, f"no sign of a change in {len(screened)} pairs"
     if spread is not None and reach(spread, MOST_PAIRS) > bar:
         verdict = Verdict.INCONCLUSIVE
         reason = f"changes below {format_percent(found)} may hide in this scenario's noise"
@@ -79,9 +92,27 @@ def decide(draw: Callable[[], float], threshold: float, spread: float | None = N
     )
 
 
-def _is_suspect(ratios: tuple[float, ...], bar: float) -> bool:
-    middle = stats.median(ratios)
-    return abs(middle) >= SUSPECT_MIDDLE * bar or max(map(abs, ratios)) >= SUSPECT_PAIR * bar
+# Each along the last axis, so that many screens can be looked at together.
+
+
+def _clears(first: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
+    return np.asarray((_farthest(first) < FAR * bar) & (_middle(first) < QUIET * bar))
+
+
+def _is_loud(first: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
+    return np.asarray(_middle(first) >= LOUD * bar)
+
+
+def _is_suspect(ratios: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
+    return np.asarray((_farthest(ratios) >= WILD * bar) | (_middle(ratios) >= SUSPECT * bar))
+
+
+def _farthest(ratios: FloatArray) -> FloatArray:
+    return np.asarray(np.max(np.abs(ratios), axis=-1))
+
+
+def _middle(ratios: FloatArray) -> FloatArray:
+    return np.asarray(np.abs(np.median(ratios, axis=-1)))
 
 
 def _confirm(
@@ -158,34 +189,39 @@ def power(slowdown: float, spread: float, bar: float) -> float:
     """
     if spread == 0:
         return float(slowdown > bar)
-
-    def part_below(edge: float) -> float:
-        return float(ndtr((edge - slowdown) / spread))
-
-    middle, far = SUSPECT_MIDDLE * bar, SUSPECT_PAIR * bar
-    inside = part_below(far) - part_below(-far)
-    # Of three pairs inside, the middle one is high (low) if two or three of them are.
-    high = part_below(far) - part_below(middle)
-    low = part_below(-middle) - part_below(-far)
-    innocent = inside**3 - sum(3 * side**2 * inside - 2 * side**3 for side in (high, low))
+    ratios = slowdown + spread * _many_screens()
+    first = ratios[:, :NUM_SCREEN]
+    suspected = ~_clears(first, bar) & (_is_loud(first, bar) | _is_suspect(ratios, bar))
     num_pairs = pairs_needed(spread, bar)
     edge = max(bar, reach(spread, num_pairs))
     confirmed = float(ndtr((slowdown - edge) / (spread / math.sqrt(num_pairs))))
-    return (1 - innocent) * confirmed
+    return float(np.mean(suspected)) * confirmed
+
+
+@functools.cache
+def _many_screens() -> FloatArray:
+    """Normal pairs of 2000 screens; always the same, so that power grows with the slowdown."""
+    return np.random.default_rng(0).standard_normal((2000, 2 * NUM_SCREEN))
 
 
 def detectable(spread: float, bar: float) -> float:
-    """The smallest log ratio that is found nineteen times in twenty."""
-    low, high = bar, bar
-    while power(high, spread, bar) < POWER:
+    """The smallest log ratio that is found nineteen times in twenty, to some hundredths of it."""
+    return bar * _detectable_in_bars(math.ceil(100 * spread / bar) / 100)
+
+
+@functools.cache
+def _detectable_in_bars(spread: float) -> float:
+    """Both in parts of the threshold: all that is decided depends on these parts alone."""
+    low, high = 1.0, 1.0
+    while power(high, spread, 1.0) < POWER:
         low, high = high, 2 * high
-    while high - low > 1e-5:
+    while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (middle, high) if power(middle, spread, bar) < POWER else (low, middle)
+        low, high = (middle, high) if power(middle, spread, 1.0) < POWER else (low, middle)
     return high
 
 
-def _spread(ratios: "list[float] | tuple[float, ...]", trimmed: float) -> float:
+def _spread(ratios: Sequence[float], trimmed: float) -> float:
     return stats.center(ratios, trimmed).standard_error * math.sqrt(len(ratios))
 
 

@@ -11,6 +11,7 @@ from stepmark import stats
 from stepmark.compare.verdict import Comparison, Counter, Verdict
 from stepmark.gate.decision import Decision, decide
 from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
+from stepmark.result import Outcome
 from stepmark.scenario import Scenario
 from stepmark.units import format_bytes, format_change
 
@@ -116,7 +117,10 @@ def try_scenario(
 
 def failed(scenario: Scenario, error: PairFailedError) -> Comparison:
     """What a scenario comes to that one side cannot run."""
-    return Comparison(scenario_id=scenario.id, verdict=Verdict.MISSING, reason=str(error))
+    reason = str(error)
+    if error.ending.outcome is Outcome.OOM and scenario.device != "cpu":
+        reason += "; both sides are on the device together: try a smaller batch"
+    return Comparison(scenario_id=scenario.id, verdict=Verdict.MISSING, reason=reason)
 
 
 def sides_s(pairs: Sequence[Pair], scenario: Scenario) -> tuple[float, float]:
