@@ -197,23 +197,25 @@ def test_the_self_test_keeps_the_noise_and_the_gate_knows_it(
     known = json.loads(file.read_text())["scenarios"]
     assert list(known) == ["train.py:build-cpu-bs1"]
     assert known["train.py:build-cpu-bs1"]["num_pairs"] == 5
-    given: dict[str, float] = {}
+    given: dict[str, noise.Noise] = {}
 
-    def note(_scenarios: object, _measure: object, _rules: object, spreads: Any) -> list[object]:
-        given.update(spreads)
+    def note(_scenarios: object, _measure: object, _rules: object, known: Any) -> list[object]:
+        given.update(known)
         return []
 
     monkeypatch.setattr(gate_command, "try_all", note)
     git(repository, "init", "-b", "main")
     commit(repository, "again")
     assert gate("--base", "main", *WORKLOAD) == 5
-    assert given == {k: found["spread"] for k, found in known.items()}
+    assert {k: dataclasses.asdict(found) for k, found in given.items()} == known
 
 
 def test_noise_is_of_one_hardware_and_software(tmp_path: Path) -> None:
     here = make_machine()
     elsewhere = make_machine(software={"torch": "2.99"})
-    found = noise.Noise(spread=0.01, num_pairs=20, measured_at="2026-01-02T03:04:05+00:00")
+    found = noise.Noise(
+        spread=0.01, percentile=10.0, num_pairs=20, measured_at="2026-01-02T03:04:05+00:00"
+    )
     noise.save(tmp_path, here, {"a": found})
     path = noise.save(tmp_path, here, {"b": found})
     assert set(noise.load(tmp_path, here).scenarios) == {"a", "b"}

@@ -13,7 +13,7 @@ from stepmark.gate.decision import FEWEST_PAIRS, NUM_SCREEN
 from stepmark.gate.output import as_data
 from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
 from stepmark.gate.suite import try_all
-from stepmark.gate.trial import Rules, Trial, log_ratio, step_s, try_scenario
+from stepmark.gate.trial import PERCENTILE, Rules, Trial, log_ratio, step_s, try_scenario
 from stepmark.result import Outcome
 from stepmark.runner.ending import Ending
 
@@ -235,10 +235,13 @@ def noisy(spread: float, shift: float = 0.0) -> Callable[[], Pair]:
 
 
 def test_the_self_test_finds_the_noise() -> None:
-    trial, spread = selftest.try_same_code(make_scenario(), noisy(0.01), 0.03)
+    trial, found = selftest.try_same_code(make_scenario(), noisy(0.01), 0.03)
     assert trial.comparison.verdict is Verdict.SAME
     assert "can be judged here" in trial.comparison.reason
-    assert spread == pytest.approx(0.01, rel=0.5)
+    assert found is not None
+    assert found.spread == pytest.approx(0.01, rel=0.5)
+    assert found.percentile == PERCENTILE
+    assert found.num_pairs == selftest.NUM_PAIRS
     assert trial.comparison.detectable is not None
     assert 0.03 < trial.comparison.detectable < 0.06
     assert len(trial.pairs) == selftest.NUM_PAIRS
@@ -257,10 +260,33 @@ def test_the_self_test_notices_sides_that_are_not_treated_alike() -> None:
 
 
 def test_the_self_test_of_what_does_not_run_is_missing() -> None:
-    trial, spread = selftest.try_same_code(make_scenario(), give(make_pair(), dead("base")), 0.03)
+    trial, found = selftest.try_same_code(make_scenario(), give(make_pair(), dead("base")), 0.03)
     assert trial.comparison.verdict is Verdict.MISSING
-    assert spread is None
+    assert found is None
     assert len(trial.pairs) == 1
+
+
+def test_the_self_test_takes_an_accelerators_steadiest_turns_and_the_gate_follows() -> None:
+    """Its first turns waver from process to process, and its middle ones do not."""
+    source = random.Random(2)
+
+    def record(middle_s: float) -> SideRecord:
+        turns_s = [0.005 * source.uniform(0.8, 1.0), *[0.005 * source.uniform(0.8, 1.0)] * 3]
+        turns_s += [middle_s] * 6
+        return SideRecord(
+            windows_s=tuple(turns_s), steps_s=((),) * 10, num_steps=5, counters=COUNTERS
+        )
+
+    scenario = make_scenario(device="cuda")
+    same = lambda: make_pair(record(0.0051), record(0.0051))  # noqa: E731
+    trial, found = selftest.try_same_code(scenario, same, 0.03)
+    assert found is not None
+    assert found.percentile == 50.0
+    assert trial.comparison.base_s == pytest.approx(0.00102)
+    slower = lambda: make_pair(record(0.0051), record(0.0061))  # noqa: E731
+    trial = try_scenario(scenario, slower, RULES, found)
+    assert trial.comparison.verdict is Verdict.SLOWER
+    assert trial.comparison.base_s == pytest.approx(0.00102)
 
 
 def test_the_data_have_every_window() -> None:

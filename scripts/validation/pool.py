@@ -26,7 +26,7 @@ from stepmark.gate.pairs import (
     cpus_for,
     measure_pair,
 )
-from stepmark.gate.trial import STEP_PERCENTILE
+from stepmark.gate.trial import PERCENTILE
 from stepmark.runner import Runner
 from stepmark.scenario import Plan, Scenario
 
@@ -151,6 +151,6 @@ def log_ratio(name: str, pair: dict[str, Any]) -> float:
     def step_us(side: dict[str, Any]) -> float:
         if "num_workers" in CLASSES[name][1]:
             return float(np.mean(side["turn_means_us"]))
-        return float(side["step_quantiles_us"][-1][QUANTILES.index(int(STEP_PERCENTILE))])
+        return float(side["step_quantiles_us"][-1][QUANTILES.index(int(PERCENTILE))])
 
     return math.log(step_us(pair["head"]) / step_us(pair["base"]))

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -243,23 +243,14 @@ def _trials(
 ) -> Iterator[Trial]:
     machine = servers.machines[1]
     if not asked.selftest:
-        known = noise.load(asked.results, machine).scenarios
         # Servers of their own add to the noise, and the self-test had one for both.
-        spreads: Mapping[str, float] = {}
-        if servers.are_shared:
-            spreads = {scenario_id: found.spread for scenario_id, found in known.items()}
-        yield from try_all(scenarios, measure, rules, spreads)
+        known = noise.load(asked.results, machine).scenarios if servers.are_shared else {}
+        yield from try_all(scenarios, measure, rules, known)
         return
     for scenario in scenarios:
-        trial, spread = selftest.try_same_code(
-            scenario, functools.partial(measure, scenario), rules.threshold
-        )
-        if spread is not None:
-            found = noise.Noise(
-                spread=spread,
-                num_pairs=len(trial.pairs),
-                measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            )
+        measure_one = functools.partial(measure, scenario)
+        trial, found = selftest.try_same_code(scenario, measure_one, rules.threshold)
+        if found is not None:
             record.saved_also = noise.save(asked.results, machine, {scenario.id: found})
         yield trial
 

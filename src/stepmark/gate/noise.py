@@ -22,11 +22,13 @@ class Noise:
 
     Attributes:
         spread: standard deviation of a pair's log ratio, robustly.
+        percentile: of its steps, or turns, that a process counts by (see `trial.step_s`).
         num_pairs: pairs it is from.
         measured_at: ISO 8601 with time zone.
     """
 
     spread: float
+    percentile: float
     num_pairs: int
     measured_at: str
 

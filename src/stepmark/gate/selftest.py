@@ -3,21 +3,25 @@
 import math
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from stepmark import stats
 from stepmark.compare.verdict import Comparison, Verdict
 from stepmark.gate.decision import CONFIDENCE, MOST_PAIRS, TRIMMED, detectable, reach
+from stepmark.gate.noise import Noise
 from stepmark.gate.pairs import Pair, PairFailedError
-from stepmark.gate.trial import Trial, failed, log_ratio, sides_s
+from stepmark.gate.trial import PERCENTILE, Trial, failed, log_ratio, sides_s
 from stepmark.scenario import Scenario
 from stepmark.units import format_change, format_percent
 
 NUM_PAIRS = 20
+# Of an accelerator's turns: which is steadiest depends on what shares it.
+_ACCELERATOR_PERCENTILES = (PERCENTILE, 0.0, 50.0)
 
 
 def try_same_code(
     scenario: Scenario, measure: Callable[[], Pair], threshold: float
-) -> tuple[Trial, float | None]:
+) -> tuple[Trial, Noise | None]:
     """Measure pairs of the same code.
 
     Args:
@@ -26,26 +30,48 @@ def try_same_code(
         threshold: the gate's.
 
     Returns:
-        The trial, SAME where the gate can judge the scenario here, and how much its log ratios
-        scatter; ``None`` if it could not be measured.
+        The trial, SAME where the gate can judge the scenario here, and its noise; ``None`` if it
+        could not be measured.
     """
     start_s = time.monotonic()
     pairs: list[Pair] = []
-    spread = None
+    noise = None
     try:
         pairs += (measure() for _ in range(NUM_PAIRS))
     except PairFailedError as error:
         comparison = failed(scenario, error)
     else:
-        comparison, spread = _judge(scenario, pairs, threshold)
-    wall_s = time.monotonic() - start_s
-    trial = Trial(scenario=scenario, comparison=comparison, pairs=tuple(pairs), wall_s=wall_s)
-    return trial, spread
+        noise = _noise(scenario, pairs)
+        comparison = _judge(scenario, pairs, threshold, noise)
+    trial = Trial(
+        scenario=scenario,
+        comparison=comparison,
+        pairs=tuple(pairs),
+        wall_s=time.monotonic() - start_s,
+        percentile=PERCENTILE if noise is None else noise.percentile,
+    )
+    return trial, noise
 
 
-def _judge(scenario: Scenario, pairs: list[Pair], threshold: float) -> tuple[Comparison, float]:
-    center = stats.center([log_ratio(pair, scenario) for pair in pairs], TRIMMED)
-    spread = center.standard_error * math.sqrt(len(pairs))
+def _noise(scenario: Scenario, pairs: list[Pair]) -> Noise:
+    candidates = (PERCENTILE,) if scenario.device == "cpu" else _ACCELERATOR_PERCENTILES
+    errors = {p: _center(scenario, pairs, p).standard_error for p in candidates}
+    steadiest = min(errors, key=lambda percentile: errors[percentile])
+    return Noise(
+        spread=errors[steadiest] * math.sqrt(len(pairs)),
+        percentile=steadiest,
+        num_pairs=len(pairs),
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _center(scenario: Scenario, pairs: list[Pair], percentile: float) -> stats.Center:
+    return stats.center([log_ratio(pair, scenario, percentile) for pair in pairs], TRIMMED)
+
+
+def _judge(scenario: Scenario, pairs: list[Pair], threshold: float, noise: Noise) -> Comparison:
+    spread = noise.spread
+    center = _center(scenario, pairs, noise.percentile)
     bar = math.log1p(threshold)
     uncertainty = center.reach(CONFIDENCE)
     found = math.expm1(detectable(spread, bar))
@@ -59,8 +85,8 @@ def _judge(scenario: Scenario, pairs: list[Pair], threshold: float) -> tuple[Com
         reason += f"{format_percent(found)} may hide in the noise"
     else:
         verdict, reason = Verdict.SAME, "can be judged here"
-    base_s, head_s = sides_s(pairs, scenario)
-    comparison = Comparison(
+    base_s, head_s = sides_s(pairs, scenario, noise.percentile)
+    return Comparison(
         scenario_id=scenario.id,
         verdict=verdict,
         reason=f"{reason}; single pairs scatter by {format_percent(spread)}",
@@ -73,4 +99,3 @@ def _judge(scenario: Scenario, pairs: list[Pair], threshold: float) -> tuple[Com
         num_base=len(pairs),
         num_head=len(pairs),
     )
-    return comparison, spread

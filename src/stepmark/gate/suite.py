@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from stepmark.compare.verdict import Verdict, moved_together
+from stepmark.gate.noise import Noise
 from stepmark.gate.pairs import Pair
 from stepmark.gate.trial import Rules, Trial, try_scenario
 from stepmark.scenario import Scenario
@@ -14,7 +15,7 @@ def try_all(
     scenarios: Sequence[Scenario],
     measure: Callable[[Scenario], Pair],
     rules: Rules,
-    spreads: Mapping[str, float],
+    known: Mapping[str, Noise],
 ) -> Iterator[Trial]:
     """Try each scenario. One that is tried again comes twice; the later trial counts.
 
@@ -22,25 +23,25 @@ def try_all(
         scenarios: can run here, devices resolved.
         measure: measures one more pair of a scenario.
         rules: see there.
-        spreads: how much pairs scatter on this machine, by scenario id, where that is known.
+        known: the noise on this machine, by scenario id, where a self-test found it.
     """
     trials: dict[str, Trial] = {}
     for scenario in scenarios:
-        trials[scenario.id] = trial = _try(scenario, measure, rules, spreads)
+        trials[scenario.id] = trial = _try(scenario, measure, rules, known)
         yield trial
     for moved in moved_together([trial.comparison for trial in trials.values()]):
         first = trials[moved.scenario_id]
-        yield _joined(first, _try(first.scenario, measure, rules, spreads))
+        yield _joined(first, _try(first.scenario, measure, rules, known))
 
 
 def _try(
     scenario: Scenario,
     measure: Callable[[Scenario], Pair],
     rules: Rules,
-    spreads: Mapping[str, float],
+    known: Mapping[str, Noise],
 ) -> Trial:
     return try_scenario(
-        scenario, functools.partial(measure, scenario), rules, spreads.get(scenario.id)
+        scenario, functools.partial(measure, scenario), rules, known.get(scenario.id)
     )
 
 
@@ -62,4 +63,5 @@ def _joined(first: Trial, again: Trial) -> Trial:
         comparison=comparison,
         pairs=(*first.pairs, *again.pairs),
         wall_s=first.wall_s + again.wall_s,
+        percentile=again.percentile,
     )

@@ -10,14 +10,15 @@ import numpy as np
 from stepmark import stats
 from stepmark.compare.verdict import Comparison, Counter, Verdict
 from stepmark.gate.decision import Decision, decide
+from stepmark.gate.noise import Noise
 from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
 from stepmark.result import Outcome
 from stepmark.scenario import Scenario
 from stepmark.units import format_bytes, format_change
 
-# Which of a process's steps it counts by, in percent, where its steps are whole: few enough were
-# disturbed to be that short, and enough are to be no accident.
-STEP_PERCENTILE = 10.0
+# Which of a process's steps, or turns, it counts by, in percent: few enough were disturbed to be
+# that short, and enough are to be no accident.
+PERCENTILE = 10.0
 # What does not decide is told when it moved by so much.
 _ADVISORY = 0.25
 
@@ -44,19 +45,21 @@ class Trial:
         comparison: what came of it.
         pairs: all that were measured; the screen's come first.
         wall_s: how long it took.
+        percentile: of its steps, or turns, that a process counted by.
     """
 
     scenario: Scenario
     comparison: Comparison
     pairs: tuple[Pair, ...]
     wall_s: float
+    percentile: float
 
 
 class _IncomparableError(Exception):
     """The sides do different work."""
 
 
-def step_s(record: SideRecord, scenario: Scenario) -> float:
+def step_s(record: SideRecord, scenario: Scenario, percentile: float = PERCENTILE) -> float:
     """What a side's process counts by: seconds of a step.
 
     A low percentile of its single steps, where each does all of its work by itself: neighbours
@@ -66,22 +69,24 @@ def step_s(record: SideRecord, scenario: Scenario) -> float:
     """
     turns_s = [window_s / record.num_steps for window_s in record.windows_s]
     if scenario.device != "cpu":
-        return stats.percentile(turns_s, STEP_PERCENTILE)
+        return stats.percentile(turns_s, percentile)
     if scenario.num_workers or not all(record.steps_s):
         return math.fsum(turns_s) / len(turns_s)
-    return stats.percentile([s for turn_s in record.steps_s for s in turn_s], STEP_PERCENTILE)
+    return stats.percentile([s for turn_s in record.steps_s for s in turn_s], percentile)
 
 
-def log_ratio(pair: Pair, scenario: Scenario) -> float:
+def log_ratio(pair: Pair, scenario: Scenario, percentile: float = PERCENTILE) -> float:
     """The logarithm of head's step over base's."""
-    return math.log(step_s(pair.head, scenario) / step_s(pair.base, scenario))
+    return math.log(
+        step_s(pair.head, scenario, percentile) / step_s(pair.base, scenario, percentile)
+    )
 
 
 def try_scenario(
     scenario: Scenario,
     measure: Callable[[], Pair],
     rules: Rules,
-    spread: float | None = None,
+    known: Noise | None = None,
 ) -> Trial:
     """Measure pairs of a scenario until there is a verdict.
 
@@ -89,18 +94,20 @@ def try_scenario(
         scenario: which.
         measure: measures one more pair.
         rules: see there.
-        spread: how much its log ratios scatter on this machine, if that is known.
+        known: its noise on this machine, if a self-test found it.
     """
     start_s = time.monotonic()
     pairs: list[Pair] = []
+    spread, percentile = (None, PERCENTILE) if known is None else (known.spread, known.percentile)
 
     def draw() -> float:
         pairs.append(measure())
         _refuse_different_work(pairs)
-        return log_ratio(pairs[-1], scenario)
+        return log_ratio(pairs[-1], scenario, percentile)
 
     try:
-        comparison = _comparison(scenario, pairs, decide(draw, rules.threshold, spread), rules)
+        decision = decide(draw, rules.threshold, spread)
+        comparison = _comparison(scenario, pairs, decision, rules, percentile)
     except PairFailedError as error:
         comparison = failed(scenario, error)
     except _IncomparableError as error:
@@ -112,6 +119,7 @@ def try_scenario(
         comparison=comparison,
         pairs=tuple(pairs),
         wall_s=time.monotonic() - start_s,
+        percentile=percentile,
     )
 
 
@@ -123,19 +131,25 @@ def failed(scenario: Scenario, error: PairFailedError) -> Comparison:
     return Comparison(scenario_id=scenario.id, verdict=Verdict.MISSING, reason=reason)
 
 
-def sides_s(pairs: Sequence[Pair], scenario: Scenario) -> tuple[float, float]:
+def sides_s(
+    pairs: Sequence[Pair], scenario: Scenario, percentile: float = PERCENTILE
+) -> tuple[float, float]:
     """Seconds of a step on base and on head, medians over pairs."""
     return (
-        stats.median([step_s(pair.base, scenario) for pair in pairs]),
-        stats.median([step_s(pair.head, scenario) for pair in pairs]),
+        stats.median([step_s(pair.base, scenario, percentile) for pair in pairs]),
+        stats.median([step_s(pair.head, scenario, percentile) for pair in pairs]),
     )
 
 
 def _comparison(
-    scenario: Scenario, pairs: Sequence[Pair], decision: Decision, rules: Rules
+    scenario: Scenario,
+    pairs: Sequence[Pair],
+    decision: Decision,
+    rules: Rules,
+    percentile: float,
 ) -> Comparison:
     judged = pairs[-len(decision.confirmed) :]
-    base_s, head_s = sides_s(judged, scenario)
+    base_s, head_s = sides_s(judged, scenario, percentile)
     counters = tuple(_counters(pairs, rules.threshold))
     verdict, reason = decision.verdict, decision.reason
     other_loss = any(counter.name == "loss" for counter in counters)
