@@ -92,16 +92,16 @@ def test_what_is_slower_and_what_is_faster_is_told_with_its_interval() -> None:
 def test_a_few_pairs_that_are_far_slower_do_not_make_it_slower() -> None:
     """A stall hits three pairs of ten; the others are alike."""
     stalls = [0.4, 0.0, 0.001, 0.5, -0.001, 0.0, 0.3, 0.001, -0.002, 0.0]
-    found = decide(fixed(0.3, 0.4, 0.0, *stalls, *[0.0] * 20), 0.03)
+    found = decide(fixed(0.3, 0.4, 0.0, *stalls, *[0.0] * 30), 0.03)
     assert found.verdict is not Verdict.SLOWER
 
 
-@pytest.mark.parametrize("spread", [0.004, 0.012, 0.02, 0.033, 0.06, 0.2])
+@pytest.mark.parametrize("spread", [0.004, 0.012, 0.02, 0.033, 0.06])
 def test_between_the_same_code_a_difference_is_all_but_never_found(spread: float) -> None:
     decisions = decide_all(lambda source: source.gauss(0, spread), 4000)
-    wrong = part(decisions, Verdict.SLOWER) + part(decisions, Verdict.FASTER)
-    # Two in ten thousand are one suite of fifty scenarios in a hundred; 4000 draws show it badly.
-    assert wrong <= 0.001
+    # Two in ten thousand are one suite of fifty scenarios in a hundred.
+    assert part(decisions, Verdict.SLOWER) <= 0.0005
+    assert part(decisions, Verdict.FASTER) <= 0.0005
 
 
 @pytest.mark.parametrize("spread", [0.004, 0.012, 0.02, 0.033])
@@ -199,7 +199,7 @@ def test_a_scenario_known_to_be_too_noisy_is_not_cleared_by_three_lucky_pairs() 
 def test_a_change_between_agreement_and_threshold_is_no_regression() -> None:
     """A quarter of the pairs says otherwise, so it is not called slower, however large."""
     ratios = [0.09, 0.09, 0.09, -0.01, 0.09, 0.09, 0.09, -0.01, 0.09, -0.01]
-    found = decide(fixed(0.05, 0.05, 0.05, *ratios, *ratios, *ratios), 0.03)
+    found = decide(fixed(0.05, 0.05, 0.05, *ratios * 4), 0.03)
     assert found.verdict is Verdict.INCONCLUSIVE
 
 

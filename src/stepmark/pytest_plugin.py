@@ -271,7 +271,8 @@ class _Session:
             item.funcargs["benchmark"].has_error = True  # type: ignore[attr-defined]
             crash = getattr(report.longrepr, "reprcrash", None)
             text = report.longreprtext if crash is None else crash.message
-            self.spoil(result, (text.strip().splitlines() or ["no reason given"])[0])
+            lines = text.removeprefix("Failed: ").strip().splitlines()
+            self.spoil(result, lines[0] if lines else "no reason given")
 
     def pytest_benchmark_update_json(self, output_json: dict[str, Any]) -> None:
         """What did not run stands in pytest-benchmark's file too, each with its reason."""

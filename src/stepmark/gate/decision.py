@@ -27,7 +27,7 @@ NUM_SCREEN = 3
 # out as FAR, and suspects a middle one from LOUD on; the second look suspects a middle one from
 # SUSPECT on, and scatter as far as WILD.
 QUIET, FAR, LOUD, SUSPECT, WILD = 0.4, 4 / 3, 1.0, 0.5, 3.0
-FEWEST_PAIRS, MORE_PAIRS, MOST_PAIRS = 10, 5, 30
+FEWEST_PAIRS, MORE_PAIRS, MOST_PAIRS = 10, 5, 40
 TRIMMED = 0.2
 CONFIDENCE = 0.9995
 AGREEING = 0.8
