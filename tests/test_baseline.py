@@ -123,6 +123,60 @@ def test_a_run_of_another_machine_is_refused(suite: Path) -> None:
     assert "was measured on other hardware (cpu: Another CPU then, " in done.stdout
 
 
+def test_a_run_of_another_host_is_refused(suite: Path) -> None:
+    file = base_file(suite)
+    data = json.loads(file.read_text())
+    machine = data["benchmarks"][0]["extra_info"]["stepmark"]["results"][0]["machine"]
+    machine["host"] = "elsewhere"
+    file.write_text(json.dumps(data))
+    done = run_pytest(suite, COMPARE, FAIL)
+    assert done.returncode == 1
+    assert "was measured on other hosts (host: elsewhere then, " in done.stdout
+
+
+@pytest.mark.parametrize("also", ["def", "@pytest.mark.xfail\ndef"], ids=["fails", "xfails"])
+def test_what_a_failed_test_measured_is_measured_again_when_resumed(suite: Path, also: str) -> None:
+    text = "import pytest\n" + SUITE.replace("def", also)
+    (suite / "test_suite.py").write_text(text)
+    run_pytest(suite, "--benchmark-save", "bad", FAIL="1")
+    (result,) = open_run("bad", suite / "results").results
+    assert result.outcome is Outcome.FAILED, "an expected failure is one, too"
+    run_pytest(suite, "--stepmark-resume", "bad")
+    (result,) = open_run("bad", suite / "results").results
+    assert result.outcome is Outcome.OK
+
+
+def test_where_all_is_skipped_nothing_was_compared(suite: Path) -> None:
+    (suite / "test_suite.py").write_text(
+        SUITE.replace('device="cpu"', 'device="mps", world_size=9')
+    )
+    done = run_pytest(suite, COMPARE, FAIL)
+    assert done.returncode == 1
+    assert "no test measured anything: nothing was compared" in done.stdout
+
+
+LATE = """
+from stepmark import Plan, Scenario
+
+def test_late(request):
+    measure = request.getfixturevalue("measure")
+    measure(Scenario(workload="train.py:build", device="cpu", batch_size=2), Plan(steps=5))
+    assert False, "no"
+"""
+
+
+def test_a_fixture_asked_for_late_is_guarded_too(suite: Path) -> None:
+    (suite / "test_suite.py").write_text(LATE)
+    done = run_pytest(suite, FAIL)
+    assert done.returncode == 1
+    assert "say what to compare with" in done.stdout
+    assert "INTERNALERROR" not in done.stdout
+    done = run_pytest(suite, "--benchmark-save", "late")
+    assert "INTERNALERROR" not in done.stdout
+    (result,) = open_run("late", suite / "results").results
+    assert result.outcome is Outcome.FAILED
+
+
 def test_tests_that_the_earlier_run_lacks_do_not_pass(suite: Path) -> None:
     (suite / "test_suite.py").write_text(SUITE + SUITE.replace("test_step", "test_new"))
     done = run_pytest(suite, COMPARE, FAIL)
@@ -155,8 +209,9 @@ def test_options_that_would_pass_anything_are_refused(
 
 
 def test_side_by_side_nothing_is_compared_and_nothing_passes(suite: Path) -> None:
-    done = run_pytest(suite, "-n", "2", COMPARE, FAIL)
-    assert done.returncode != 0
+    for words in ((), ("--benchmark-disable",)):
+        done = run_pytest(suite, "-n", "2", COMPARE, FAIL, *words)
+        assert done.returncode != 0
 
 
 def test_suites_without_measure_are_left_alone(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_where_three_pairs_leave_it_unsure_three_more_are_looked_at(
         (-0.035, -0.03, 0.0),
         (0.02, 0.02, 0.02, 0.02, 0.02, 0.0),
         (0.0, 0.02, 0.06, 0.02, 0.02, 0.02),
-        (0.0, 0.0, 0.1, 0.0, 0.0, 0.0),
+        (0.0, 0.005, 0.06, -0.08, -0.06, 0.08),
     ],
     ids=["loud", "faster", "unsure", "one-far-off", "wild"],
 )

@@ -165,12 +165,48 @@ def test_a_workload_that_one_side_lacks_is_missing(
 
 
 @pytest.mark.usefixtures("short")
+def test_what_was_measured_of_a_scenario_is_kept_whatever_ends_it(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured = gate_command.measure_pair
+    calls: list[int] = []
+
+    def stop_at_the_third(*arguments: Any) -> pairs.Pair:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return measured(*arguments)
+
+    monkeypatch.setattr(gate_command, "measure_pair", stop_at_the_third)
+    assert gate("--base", "first", *WORKLOAD) == 130
+    assert len(saved(repository)["unfinished"]) == 2
+    assert "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("short")
+def test_what_one_side_alone_can_run_is_missing(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    able = make_machine()
+    unable = make_machine(
+        devices=(dataclasses.replace(able.devices[0], precisions={"fp32": "no, not here"}),)
+    )
+    monkeypatch.setattr(Servers, "machines", property(lambda _: (able, unable)))
+    assert gate("--base", "first", *WORKLOAD) == 3
+    (comparison,) = saved(repository)["comparisons"]
+    assert comparison["verdict"] == "MISSING"
+    assert comparison["reason"] == "head: no, not here"
+
+
+@pytest.mark.usefixtures("short")
 def test_what_cannot_run_here_is_skipped_and_nothing_measured_is_no_pass(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ("--base", "first", "--workload", "train.py:build", "--device", "cuda")
     assert gate(*words, "--world-size", "1000") == 5
     assert "skipped: " in capsys.readouterr().err
+    (reason,) = saved(repository)["skipped"].values()
+    assert "cuda" in reason
 
 
 @pytest.mark.usefixtures("short")
@@ -292,7 +328,9 @@ def test_an_interrupted_gate_leaves_nothing_behind(repository: Path, number: int
     assert "interrupted" in err
     assert "saved: results/gates/" in err
     assert "Traceback" not in err
-    assert saved(repository)["comparisons"] == []
+    data = saved(repository)
+    assert data["comparisons"] == []
+    assert isinstance(data["unfinished"], list)
     assert state(repository) == before
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
@@ -329,6 +367,7 @@ def _descendants(pid: int) -> list[psutil.Process]:
         (("--base", "main", *WORKLOAD, "--num-workers", "two"), "--num-workers 'two'"),
         (("--base", "main", *WORKLOAD, "--link", "nope"), "--link nope"),
         (("--base", "main", *WORKLOAD, "--timeout", "0"), "timeout"),
+        (("--base", "main", *WORKLOAD, "-o", "no/such/file"), "--output no/such/file: there is no"),
         (("self-test", *WORKLOAD), "gate self-test: give --base REF"),
         (("selftest", "--base", "main", *WORKLOAD), "--base: the self-test has the working tree"),
         (("--head", "main", "--head-python", "python", *WORKLOAD), "--head: needs --base REF"),
@@ -348,6 +387,26 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert len(done.stderr.splitlines()) == 1
     assert state(repository) == before
     assert not (repository / "results").exists()
+
+
+def test_a_workload_that_is_not_in_git_is_said_to_be_so(repository: Path) -> None:
+    (repository / "mine.py").write_text(TRAIN)
+    done = stepmark("gate", "--base", "main", "--workload", "mine.py:build", cwd=repository)
+    assert done.returncode == 2
+    assert "not in git, and so on neither side; commit it, or give --link mine.py" in done.stderr
+
+
+@pytest.mark.usefixtures("short")
+def test_a_workload_may_be_linked_to(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is the same for both sides then; what it imports is each side's own."""
+    (repository / "mine.py").write_text(TRAIN)
+    (repository / "stray.py").write_text("")
+    (repository / ".git" / "info" / "exclude").write_text("mine.py\nstray.py\n")
+    commit(repository, "slower", data="SLEEP_S = 0.006")
+    (repository / ".git" / "info" / "exclude").write_text("")
+    words = ("--base", "first", "--link", "mine.py", "--workload", "mine.py:build")
+    assert gate(*words, "--device", "cpu", "--batch-size", "1") == 1
+    assert "warning: not in git, and so on neither side: stray.py\n" in capsys.readouterr().err
 
 
 def test_an_interpreter_without_torch_is_refused(repository: Path, tmp_path: Path) -> None:

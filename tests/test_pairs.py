@@ -218,25 +218,31 @@ def test_every_worker_has_its_share_of_a_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("axes", "usable", "expected"),
+    ("axes", "num_threads", "usable", "expected"),
     [
-        ({"threads": 1}, (0, 1), [(0,), (1,), (0,)]),
-        ({"threads": 2}, (0, 1, 2, 3, 4), [(0, 1), (2, 3), (0, 1)]),
-        ({}, (4, 6), [(4, 6)] * 3),
-        ({"threads": 1, "num_workers": 2}, (0, 1), [(0, 1)] * 3),
-        ({"threads": 1, "num_workers": 1}, (0, 1, 2, 3), [(0, 1), (2, 3), (0, 1)]),
-        ({"threads": 1, "world_size": 2}, (0, 1, 2, 3), [(0, 1), (2, 3), (0, 1)]),
-        ({"world_size": 2}, (0, 1, 2, 3, 4), [(0, 1, 2, 3)] * 3),
-        ({"world_size": 4}, (0, 1), [()] * 3),
-        ({"device": "cuda"}, (0, 1), [()] * 3),
+        ({}, 1, (0, 1), [(0,), (1,), (0,)]),
+        ({}, 2, (0, 1, 2, 3, 4), [(0, 1), (2, 3), (0, 1)]),
+        ({}, 2, (4, 6), [(4, 6)] * 3),
+        ({}, 4, (4, 6), [(4, 6)] * 3),
+        ({"num_workers": 2}, 1, (0, 1), [(0, 1)] * 3),
+        ({"num_workers": 1}, 1, (0, 1, 2, 3), [(0, 1), (2, 3), (0, 1)]),
+        ({"world_size": 2}, 1, (0, 1, 2, 3), [(0, 1), (2, 3), (0, 1)]),
+        ({"world_size": 2}, 2, (0, 1, 2, 3, 4), [(0, 1, 2, 3)] * 3),
+        ({"world_size": 4}, 1, (0, 1), [()] * 3),
+        ({}, 1, (), [()] * 3),
+        ({"device": "cuda"}, 1, (0, 1), [()] * 3),
     ],
     ids=str,
 )
 def test_pairs_keep_to_as_many_cpus_as_they_compute_on(
-    axes: dict[str, Any], usable: tuple[int, ...], expected: list[tuple[int, ...]]
+    axes: dict[str, Any],
+    num_threads: int,
+    usable: tuple[int, ...],
+    expected: list[tuple[int, ...]],
 ) -> None:
     scenario = Scenario(**{"workload": "mlp-toy", "device": "cpu", **axes})
-    assert [cpus_for(scenario, usable, number) for number in range(3)] == expected
+    found = [cpus_for(scenario, num_threads, usable, number) for number in range(3)]
+    assert found == expected
 
 
 def test_a_module_from_the_working_tree_is_no_sides_own(runner: Runner, tmp_path: Path) -> None:
@@ -249,4 +255,21 @@ def test_a_module_from_the_working_tree_is_no_sides_own(runner: Runner, tmp_path
     # As an import hook of an editable install finds it, wherever the search path leads.
     head = dataclasses.replace(head, sys_path=working.sys_path)
     with pytest.raises(PairFailedError, match=r"module 'helper' came from .*working/lib/helper"):
+        run(runner, base, head)
+    # What was linked to on purpose is the same for both sides on purpose.
+    head = dataclasses.replace(head, opened=(tmp_path / "working" / "lib",))
+    base = make_side(tmp_path, "again")
+    assert run(runner, base, head).head.windows_s
+
+
+def test_an_installed_copy_of_the_sides_own_code_is_refused(runner: Runner, tmp_path: Path) -> None:
+    """Here the copy is of a package that certainly is installed."""
+    base, head = (
+        dataclasses.replace(make_side(tmp_path, name), closed=tmp_path / "working")
+        for name in ("base", "head")
+    )
+    (head.directory / ".git").touch()
+    (head.directory / "src" / "psutil").mkdir(parents=True)
+    (head.directory / "src" / "psutil" / "__init__.py").touch()
+    with pytest.raises(PairFailedError, match=r"module 'psutil' is an installed copy"):
         run(runner, base, head)

@@ -210,3 +210,53 @@ def test_files_are_named_as_every_checkout_has_them(repository: Path) -> None:
     assert repo.relative(repository / "train.py") == Path("../train.py")
     assert repo.relative(Path("lib.py")) == Path("lib.py")
     assert repo.relative(Path("/elsewhere/train.py")) == Path("/elsewhere/train.py")
+
+
+def test_checkouts_of_the_users_own_are_not_forgotten(repository: Path) -> None:
+    """Such as one on a disk that is not mounted just now."""
+    own = repository.parent / "own"
+    git(repository, "worktree", "add", "-b", "own", str(own))
+    own.rename(repository.parent / "unmounted")
+    before = state(repository)
+    repo = Repository(repository)
+    with sides(repo, repo.revision("HEAD"), repo.revision("HEAD")):
+        pass
+    assert state(repository) == before
+    assert "own" in git(repository, "worktree", "list")
+
+
+def test_a_submodules_place_may_be_linked_to(repository: Path) -> None:
+    other = repository.parent / "other"
+    other.mkdir()
+    git(other, "init", "-b", "main")
+    git(other, "commit", "--allow-empty", "-m", "one")
+    url = ("-c", "protocol.file.allow=always")
+    git(repository, *url, "submodule", "add", str(other), "sub")
+    git(repository, "commit", "-m", "with a submodule")
+    (repository / "sub" / "module.py").write_text("here")
+    repo = Repository(repository)
+    head = repo.revision("HEAD")
+    with sides(repo, head, head, "sub") as (_, side):
+        assert (side.directory / "sub" / "module.py").read_text() == "here"
+        assert repository / "sub" in side.opened
+
+
+def test_modules_that_are_not_in_git_are_named(repository: Path) -> None:
+    (repository / ".gitignore").write_text("ignored.py")
+    (repository / "ignored.py").write_text("")
+    repo = Repository(repository)
+    assert repo.untracked_modules() == ["new.py"]
+    assert repo.untracked_modules([Path("new.py")]) == []
+
+
+def test_the_gates_own_environment_stays_whatever_measures_a_side(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", str(repository / ".venv"))
+    other = interpreters.Interpreter(
+        python="other", prefix=repository / ".other", sys_path=(repository / ".venv" / "lib",)
+    )
+    repo = Repository(repository)
+    head = repo.revision("HEAD")
+    with repo.sides((head, head), (other, other)) as (base, _):
+        assert base.sys_path[0] == str(repository / ".venv" / "lib")

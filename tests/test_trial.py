@@ -229,6 +229,21 @@ def test_many_that_moved_together_are_tried_again() -> None:
     assert len(again[2].pairs) == NUM_SCREEN + FEWEST_PAIRS + NUM_SCREEN
 
 
+def test_a_side_that_dies_when_it_is_tried_again_is_missing() -> None:
+    listed = [make_scenario(batch_size=k) for k in range(1, 5)]
+    num_pairs = 0
+
+    def measure(scenario: object) -> Pair:
+        nonlocal num_pairs
+        num_pairs += 1
+        if num_pairs > 4 * (NUM_SCREEN + FEWEST_PAIRS):
+            raise dead("head")
+        return make_pair(head=make_record(0.0011))
+
+    *_, last = try_all(listed, measure, RULES, {})
+    assert last.comparison.verdict is Verdict.MISSING
+
+
 def noisy(spread: float, shift: float = 0.0) -> Callable[[], Pair]:
     source = random.Random(1)
     return lambda: make_pair(head=make_record(0.001 * (1 + shift + source.gauss(0, spread))))
@@ -291,7 +306,13 @@ def test_the_self_test_takes_an_accelerators_steadiest_turns_and_the_gate_follow
 
 def test_the_data_have_every_window() -> None:
     trial = try_scenario(make_scenario(), give(make_pair(head=make_record(0.002))), RULES)
-    data = as_data([trial], "base -> head", {"threshold": "3%"})
+    data = as_data(
+        [trial.comparison],
+        {trial.scenario.id: trial},
+        [make_pair()],
+        title="base -> head",
+        facts={"threshold": "3%"},
+    )
     assert data["exit_code"] == 1
     assert data["threshold"] == "3%"
     (comparison,) = data["comparisons"]
@@ -300,3 +321,4 @@ def test_the_data_have_every_window() -> None:
     assert first["head"]["windows_s"] == make_record(0.002).windows_s
     assert first["base"]["step_s"] == pytest.approx(0.001)
     assert first["base"]["counters"] == COUNTERS
+    assert data["unfinished"][0]["head"]["windows_s"] == make_record().windows_s

@@ -96,7 +96,7 @@ def measure(runner: Runner, name: str, part: float, *, number: int, order: rando
     base = _side_of("base", function, 0.0)
     head = _side_of("head", function, part)
     scenario = Scenario(workload="side.py:build", device="cpu", threads=1, **axes)
-    cpus = cpus_for(scenario, sorted(os.sched_getaffinity(0)), number)
+    cpus = cpus_for(scenario, 1, sorted(os.sched_getaffinity(0)), number)
     return measure_pair((runner, runner), (base, head), scenario, PLAN, cpus, order)
 
 

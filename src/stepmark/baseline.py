@@ -68,6 +68,7 @@ class Baseline:
         """
         for path, earlier in self._earlier(test):
             for what, then, now in (
+                ("hosts", {"host": earlier.host}, {"host": machine.host}),
                 ("hardware", earlier.hardware, machine.hardware),
                 ("software", earlier.software, machine.software),
             ):
@@ -99,8 +100,10 @@ class Baseline:
 
     def gaps(self) -> str:
         """Why the comparison must not pass; empty if it may."""
-        if not self.is_asked_for or not (self._found or self._lacking):
+        if not self.is_asked_for:
             return ""
+        if not (self._found or self._lacking):
+            return f"{_COMPARE}: no test measured anything: nothing was compared"
         if not self._found:
             return f"{_COMPARE}: none of these tests is in the earlier run: nothing was compared"
         if self._lacking:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 BARE_SAVE = "stepmark:unnamed"
 BENCHMARK_PLUGIN = "pytest_benchmark.plugin"
 COMPARE_FAIL = "--benchmark-compare-fail"
+SPOILT = "its test failed"  # how the reason begins of a result whose test failed afterwards
 SMOKE_S = 0.01  # any budget does: the first step of a window is always run
 
 
@@ -157,16 +158,17 @@ class _Session:
 
     def measure(self, test: str, scenario: Scenario, plan: Plan, repeat: int) -> Result:
         """Measure, or take a resumed run's result; save it at once."""
+        baseline = self._open_baseline()
         runner = self._ready_runner()
-        if self._baseline is not None:
-            self._baseline.check(test, runner.machine)
+        baseline.check(test, runner.machine)
         folder = self._open_folder(plan)
         if folder is not None:
             from stepmark import suite
 
             scenario = scenario.on(runner.machine)
             saved = folder.find(scenario, repeat)
-            if saved is not None:
+            # What a failed test spoilt is measured again when the test is.
+            if saved is not None and not saved.reason.startswith(SPOILT):
                 suite.check_resumable(saved, folder, plan, runner)
                 return self._keep(saved)
         result = runner.run(scenario, plan, repeat=repeat)
@@ -187,7 +189,7 @@ class _Session:
         if result.outcome is not Outcome.OK or self.smoke:
             return
         spoilt = dataclasses.replace(
-            result, outcome=Outcome.FAILED, reason=f"its test failed: {reason}", ranks=()
+            result, outcome=Outcome.FAILED, reason=f"{SPOILT}: {reason}", ranks=()
         )
         if self._folder is not None:
             self._folder.save(spoilt)
@@ -237,18 +239,29 @@ class _Session:
             if CLOCK_FIXTURE in names:
                 names.remove(CLOCK_FIXTURE)
                 names.insert(0, CLOCK_FIXTURE)
-                self._open_baseline()
+                self._find_useless_options()
 
-    def _open_baseline(self) -> None:
-        """Now that something is to be measured, see what it will be compared with."""
-        if self._baseline is not None or self.parallel:
-            return
-        from stepmark.baseline import Baseline
+    def _open_baseline(self) -> Baseline:
+        """Now that something is to be measured, see what it will be compared with.
+
+        Raises:
+            UsageError: the options would let anything pass.
+        """
+        if self._baseline is None:
+            from stepmark.baseline import Baseline
+
+            baseline = Baseline(self._config)
+            baseline.check_options(self._config.stash.get(_NUM_CONDITIONS, 0))
+            self._baseline = baseline
+        return self._baseline
+
+    def _find_useless_options(self) -> None:
+        """Before the first test runs; side by side, where a worker cannot end it all, later."""
         from stepmark.errors import UsageError
 
-        self._baseline = Baseline(self._config)
         try:
-            self._baseline.check_options(self._config.stash.get(_NUM_CONDITIONS, 0))
+            if not self.parallel:
+                self._open_baseline()
         except UsageError as error:
             raise pytest.UsageError(str(error)) from None
 
@@ -266,9 +279,12 @@ class _Session:
         """What a failed test measured is not saved as good."""
         outcome: Any = yield
         report = outcome.get_result()
-        result = item.stash.get(_MEASURED, None)
-        if report.failed and result is not None:
-            item.funcargs["benchmark"].has_error = True  # type: ignore[attr-defined]
+        # A test that is expected to fail, and did, is reported as skipped.
+        failed = report.failed or (report.skipped and hasattr(report, "wasxfail"))
+        if failed and _MEASURED in item.stash:
+            result, benchmark = item.stash[_MEASURED]
+            del item.stash[_MEASURED]
+            benchmark.has_error = True
             crash = getattr(report.longrepr, "reprcrash", None)
             text = report.longreprtext if crash is None else crash.message
             lines = text.removeprefix("Failed: ").strip().splitlines()
@@ -302,7 +318,8 @@ class _Session:
 
 
 CLOCK_FIXTURE = "_stepmark_clock"
-_MEASURED = pytest.StashKey["Result"]()
+# What a test measured, and where it was recorded.
+_MEASURED = pytest.StashKey["tuple[Result, BenchmarkFixture]"]()
 
 
 class _RecordedClock:
@@ -409,7 +426,7 @@ def _measure(
             "other; run without -n, or with --benchmark-disable to see only that they work"
         )
     result = session.measure(benchmark.fullname, scenario, plan, repeat)
-    test.stash[_MEASURED] = result
+    test.stash[_MEASURED] = (result, benchmark)
     if result.outcome is not Outcome.OK:
         _leave_out(benchmark)
     if result.outcome is Outcome.SKIPPED:

@@ -1,6 +1,7 @@
 """Commands and their options. What a command needs is imported when it runs, so help is quick."""
 
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -296,3 +297,7 @@ def main() -> None:
         # The reader of our output (say, head) has seen enough.
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:  # noqa: BLE001 - a mistake of ours must not look like a verdict
+        traceback.print_exc()
+        print(f"error: stepmark itself failed ({type(error).__name__}: {error})", file=sys.stderr)
+        sys.exit(2)

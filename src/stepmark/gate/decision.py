@@ -25,8 +25,8 @@ FloatArray = npt.NDArray[np.float64]
 NUM_SCREEN = 3
 # In parts of the threshold. The first look clears a middle pair below QUIET with no pair as far
 # out as FAR, and suspects a middle one from LOUD on; the second look suspects a middle one from
-# SUSPECT on, and scatter as far as WILD.
-QUIET, FAR, LOUD, SUSPECT, WILD = 0.4, 4 / 3, 1.0, 0.5, 3.0
+# SUSPECT on, and pairs whose standard deviation is WILD: of such a scatter nothing can be cleared.
+QUIET, FAR, LOUD, SUSPECT, WILD = 0.4, 4 / 3, 1.0, 0.5, 1.5
 FEWEST_PAIRS, MORE_PAIRS, MOST_PAIRS = 10, 5, 40
 TRIMMED = 0.2
 CONFIDENCE = 0.9995
@@ -96,7 +96,8 @@ def decide(draw: Callable[[], float], threshold: float, spread: float | None = N
 
 
 def _clears(first: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
-    return np.asarray((_farthest(first) < FAR * bar) & (_middle(first) < QUIET * bar))
+    far = np.max(np.abs(first), axis=-1) >= FAR * bar
+    return np.asarray(~far & (_middle(first) < QUIET * bar))
 
 
 def _is_loud(first: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
@@ -104,11 +105,8 @@ def _is_loud(first: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
 
 
 def _is_suspect(ratios: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
-    return np.asarray((_farthest(ratios) >= WILD * bar) | (_middle(ratios) >= SUSPECT * bar))
-
-
-def _farthest(ratios: FloatArray) -> FloatArray:
-    return np.asarray(np.max(np.abs(ratios), axis=-1))
+    wild = np.std(ratios, axis=-1, ddof=1) >= WILD * bar
+    return np.asarray(wild | (_middle(ratios) >= SUSPECT * bar))
 
 
 def _middle(ratios: FloatArray) -> FloatArray:

@@ -54,6 +54,7 @@ class Side:
         directory: where its processes work.
         sys_path: where they find modules, the standard library's too.
         closed: a folder that no module may come from: the working tree that both sides left.
+        opened: what is in it, and may be imported from all the same.
         installation: what its processes run with.
     """
 
@@ -61,6 +62,7 @@ class Side:
     directory: Path
     sys_path: tuple[str, ...]
     closed: Path | None = None
+    opened: tuple[Path, ...] = ()
     installation: Installation = OWN
 
 
@@ -138,12 +140,15 @@ def rhythm(scenario: Scenario, step_s: float) -> Rhythm:
     )
 
 
-def cpus_for(scenario: Scenario, usable: Sequence[int], number: int) -> tuple[int, ...]:
+def cpus_for(
+    scenario: Scenario, num_threads: int, usable: Sequence[int], number: int
+) -> tuple[int, ...]:
     """CPUs that a pair keeps to: as many as it computes on, and others from pair to pair.
 
     Args:
         scenario: its device resolved.
-        usable: CPUs that there are.
+        num_threads: compute threads of each rank.
+        usable: CPUs that processes can be kept to; none if this system cannot.
         number: of the pair, counted from 0.
 
     Returns:
@@ -152,8 +157,7 @@ def cpus_for(scenario: Scenario, usable: Sequence[int], number: int) -> tuple[in
     if scenario.device != "cpu":
         return ()
     num_ranks = scenario.world_size
-    each = scenario.threads_per_rank(len(usable)) + scenario.num_workers
-    each = min(each, len(usable) // num_ranks)
+    each = min(num_threads + scenario.num_workers, len(usable) // num_ranks)
     if each == 0:
         return ()
     num_places = max(1, len(usable) // (each * num_ranks))
@@ -238,6 +242,7 @@ def measure_pair(
                     by_turns=True,
                     cpus=cpus,
                     closed=side.closed,
+                    opened=side.opened,
                 )
                 open_errands.enter_context(errand)
                 players[side.name] = player = _Player(side, errand)

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,7 +102,13 @@ class Repository:
             UsageError: one cannot be checked out, or linked to.
         """
         self._remove_forgotten()
-        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")).resolve()
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")).resolve()
+        except OSError as error:
+            raise UsageError(
+                f"{tempfile.gettempdir()}: no revision can be checked out there "
+                f"({error.strerror}); set TMPDIR to a folder that may be written to"
+            ) from None
         try:
             base, head = (
                 self._check_out(revision, interpreter, folder / name, links)
@@ -119,8 +127,7 @@ class Repository:
         directory = self._moved(self.directory, checkout, interpreter)
         if not directory.is_dir():
             raise UsageError(f"{self.directory}: is not in {revision.label}")
-        for path in links:
-            self._link(path, checkout, revision)
+        linked = [self._link(path, checkout, revision) for path in links]
         # The directory goes last, so that it hides none of the others.
         entries = [*interpreter.sys_path, self.directory]
         package = self._moved(OWN.package, checkout, interpreter)
@@ -129,19 +136,31 @@ class Repository:
             directory=directory,
             sys_path=tuple(str(self._moved(e, checkout, interpreter)) for e in entries),
             closed=self.top,
+            opened=(checkout, *linked),
             installation=Installation(python=interpreter.python, package=package),
         )
 
-    def _link(self, path: Path, checkout: Path, revision: Revision) -> None:
+    def _link(self, path: Path, checkout: Path, revision: Revision) -> Path:
+        """Let a checkout have what the working tree has, too; where that is."""
         # Not resolved: what is linked may itself be a link, to a disk of data.
         target = Path(os.path.normpath(self.directory / path))
         if not target.is_relative_to(self.top) or not target.exists():
             raise UsageError(f"--link {path}: give a file or folder of {self.top}")
         link = checkout / target.relative_to(self.top)
+        if link.is_dir() and not any(link.iterdir()):
+            link.rmdir()  # where a submodule would be
         if link.exists():
             raise UsageError(f"--link {path}: is in {revision.label} already, and need not be")
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(target)
+        try:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if target.suffix == ".py":
+                # Not a link: it shall find the side's own modules beside it.
+                shutil.copy(target, link)
+            else:
+                link.symlink_to(target)
+        except OSError as error:
+            raise UsageError(f"--link {path}: cannot be linked ({error.strerror})") from None
+        return target
 
     def _moved(self, path: Path, checkout: Path, interpreter: Interpreter) -> Path:
         """A path of the repository in a checkout of it; any other as it is.
@@ -151,29 +170,54 @@ class Repository:
         resolved = path.resolve()
         if not resolved.is_relative_to(self.top):
             return path
-        environment = interpreter.prefix
-        if environment.is_relative_to(self.top) and resolved.is_relative_to(environment):
-            return path
+        for environment in (interpreter.prefix, Path(sys.prefix).resolve()):
+            if environment.is_relative_to(self.top) and resolved.is_relative_to(environment):
+                return path
         return checkout / resolved.relative_to(self.top)
 
+    def untracked_modules(self, links: Sequence[Path] = ()) -> list[str]:
+        """Python files that are not in git, and so on neither side.
+
+        Args:
+            links: what both sides get all the same.
+        """
+        listed = self._git("ls-files", "--others", "--exclude-standard", "--", "*.py")
+        linked = [Path(os.path.normpath(self.directory / path)) for path in links]
+        return [
+            name
+            for name in listed.splitlines()
+            if not any((self.top / name).is_relative_to(path) for path in linked)
+        ]
+
     def _remove(self, folder: Path) -> None:
-        for checkout in folder.glob("*"):
-            with contextlib.suppress(UsageError):
-                self._git("worktree", "remove", "--force", "--force", str(checkout))
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(UsageError):
-            self._git("worktree", "prune")
+        with _undisturbed():
+            for checkout in self._checkouts():
+                if checkout.is_relative_to(folder):
+                    self._remove_checkout(checkout)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _remove_forgotten(self) -> None:
         """Remove checkouts whose processes were killed before they could."""
-        for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        for checkout in self._checkouts():
+            folder = checkout.parent
             owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-            if owner.isdigit() and not psutil.pid_exists(int(owner)):
-                self._remove(folder)
+            if folder.name.startswith(_PREFIX) and not psutil.pid_exists(int(owner)):
+                self._remove_checkout(checkout)
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _checkouts(self) -> list[Path]:
+        lines = self._git("worktree", "list", "--porcelain").splitlines()
+        return [Path(line.removeprefix("worktree ")) for line in lines if line[:9] == "worktree "]
+
+    def _remove_checkout(self, checkout: Path) -> None:
+        # Not 'git worktree prune': it would forget checkouts of the user's on disks not mounted.
+        with contextlib.suppress(UsageError):
+            self._git("worktree", "remove", "--force", "--force", str(checkout))
 
     def _git(self, *words: str) -> str:
-        # No hook of the user's runs on a checkout.
-        command = ["git", "-c", f"core.hooksPath={os.devnull}", "-C", str(self.top), *words]
+        # No hook of the user's runs on a checkout, and no monitor stays behind.
+        options = ("-c", f"core.hooksPath={os.devnull}", "-c", "core.fsmonitor=false")
+        command = ["git", *options, "-C", str(self.top), *words]
         try:
             done = subprocess.run(
                 command,
@@ -189,3 +233,14 @@ class Repository:
             reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise UsageError(f"{self.directory}: git {words[0]} failed ({reason})")
         return done.stdout.strip()
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals that end a program wait until this is closed."""
+    ending = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

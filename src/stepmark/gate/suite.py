@@ -48,7 +48,9 @@ def _try(
 def _joined(first: Trial, again: Trial) -> Trial:
     """What two trials of a scenario come to: only what both say."""
     then, now = first.comparison, again.comparison
-    if then.verdict is now.verdict:
+    if now.verdict in (Verdict.MISSING, Verdict.INCOMPARABLE):
+        comparison = now
+    elif then.verdict is now.verdict:
         remark = "tried twice, since so many scenarios moved together"
         comparison = dataclasses.replace(now, remarks=(*now.remarks, remark))
     else:

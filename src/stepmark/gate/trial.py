@@ -63,15 +63,15 @@ def step_s(record: SideRecord, scenario: Scenario, percentile: float = PERCENTIL
     """What a side's process counts by: seconds of a step.
 
     A low percentile of its single steps, where each does all of its work by itself: neighbours
-    only ever add time. Steps that find their batch ready in a loader, or that an accelerator has
-    queued, do not; there it is the time of all steps together, on an accelerator that of its
-    quicker turns.
+    only ever add time. Steps that find their batch ready in a loader do not, nor do whole turns of
+    them: there it is the time of all steps together. Steps of an accelerator are queued: it counts
+    by its quicker turns.
     """
     turns_s = [window_s / record.num_steps for window_s in record.windows_s]
-    if scenario.device != "cpu":
-        return stats.percentile(turns_s, percentile)
-    if scenario.num_workers or not all(record.steps_s):
+    if scenario.num_workers:
         return math.fsum(turns_s) / len(turns_s)
+    if scenario.device != "cpu" or not all(record.steps_s):
+        return stats.percentile(turns_s, percentile)
     return stats.percentile([s for turn_s in record.steps_s for s in turn_s], percentile)
 
 

@@ -5,8 +5,8 @@ and where a file is missing its fact or remark is left out. Imports no torch.
 """
 
 from stepmark.machine.description import describe
-from stepmark.machine.facts import fingerprint
+from stepmark.machine.facts import fingerprint, installed
 from stepmark.machine.fitness import unfit
 from stepmark.machine.git import commit
 
-__all__ = ["commit", "describe", "fingerprint", "unfit"]
+__all__ = ["commit", "describe", "fingerprint", "installed", "unfit"]

@@ -29,7 +29,7 @@ PACKAGES = ("stepmark", "torch", "torchvision", "numpy", "pillow", "triton")
 
 def fingerprint(
     devices: tuple[DeviceInfo, ...],
-    accelerator: Mapping[str, str] = {},
+    software: Mapping[str, str] = {},
     *,
     root: Path = ROOT,
 ) -> Machine:
@@ -37,7 +37,8 @@ def fingerprint(
 
     Args:
         devices: what can be measured on, the preferred kind first.
-        accelerator: versions that only the device backends know, such as CUDA and the driver.
+        software: versions that only the measuring processes know: of the interpreter and its
+            packages (see `installed`), of CUDA and the driver.
         root: where ``/proc`` and ``/sys`` are looked for.
     """
     hardware = {
@@ -51,15 +52,14 @@ def fingerprint(
     for device in devices:
         # The CPU has its place already.
         hardware.setdefault(device.kind, counted(device.names))
-    software = {"python": platform.python_version(), **_package_versions()}
-    software |= {"os": _os_name(), "kernel": platform.release()}
+    system = {"os": _os_name(), "kernel": platform.release()}
     libc = " ".join(platform.libc_ver()).strip()
     if libc:
-        software["libc"] = libc
+        system["libc"] = libc
     return Machine(
         host=platform.node(),
         hardware=hardware,
-        software={**software, **accelerator},
+        software={**system, **software},
         devices=devices,
         unfit=unfit(root=root),
     )
@@ -105,9 +105,9 @@ def _memory_bytes(root: Path) -> int:
     return min(bounds)
 
 
-def _package_versions() -> dict[str, str]:
-    """Versions as installed; a package that is not is left out."""
-    versions = {}
+def installed() -> dict[str, str]:
+    """Versions of this interpreter and its packages; a package that is missing is left out."""
+    versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)

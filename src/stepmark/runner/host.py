@@ -21,7 +21,7 @@ from typing import NoReturn
 import psutil
 
 from stepmark.runner import processes
-from stepmark.runner.messages import Channel, Ended, Hello, Order, Stop, dumps
+from stepmark.runner.messages import PROTOCOL, Channel, Ended, Hello, Order, Stop, dumps
 
 
 def main(address: str, supervisor_pid: int) -> None:
@@ -162,9 +162,10 @@ def _leave(folder: Path) -> NoReturn:
 
 
 def _describe(answer: "Connection[Hello, None]") -> None:
-    from stepmark import devices
+    from stepmark import devices, machine
 
-    answer.send(Hello(devices=devices.describe(), software=devices.software()))
+    software = {**machine.installed(), **devices.software()}
+    answer.send(Hello(protocol=PROTOCOL, devices=devices.describe(), software=software))
 
 
 def _run_single(order: Order) -> Ended:

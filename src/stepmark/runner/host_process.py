@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepmark.codec import DecodeError
 from stepmark.errors import RunnerError
 from stepmark.runner import processes
-from stepmark.runner.messages import Channel, Ended, Hello, Order, Stop
+from stepmark.runner.messages import PROTOCOL, Channel, Ended, Hello, Order, Stop
 from stepmark.runner.processes import GRACE_S, MARK, tail
 
 # A fresh host imports torch and wakes the devices.
@@ -167,16 +168,26 @@ class HostProcess:
                         selector.unregister(self._listener)
                         continue
                     assert self._channel is not None
-                    messages = self._channel.receive()
+                    try:
+                        messages = self._channel.receive()
+                    except DecodeError:
+                        raise RunnerError(self._foreign()) from None
                     if messages is None:
                         selector.unregister(self._channel)  # it is about to die
                     for message in messages or ():
-                        assert isinstance(message, Hello)
+                        if not isinstance(message, Hello) or message.protocol != PROTOCOL:
+                            raise RunnerError(self._foreign())
                         return message
         last_words = (self.log_tail().strip().splitlines() or ["it printed nothing"])[-1]
         state = "does not answer" if self.is_alive else "died at its start"
         with_what = "" if self._installation == OWN else f" of {self._installation.python}"
         raise RunnerError(f"the measuring process{with_what} {state}: {last_words}")
+
+    def _foreign(self) -> str:
+        return (
+            f"{self._installation.package}: this stepmark speaks another protocol than the one "
+            "that runs; its revisions cannot be measured by each other"
+        )
 
 
 def _make_folder() -> Path:

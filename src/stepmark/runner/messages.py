@@ -21,13 +21,17 @@ from stepmark.fingerprint import DeviceInfo
 from stepmark.result import Outcome, RankRecord
 from stepmark.scenario import Plan, Scenario
 
+# To be raised with every change of a message: a side of the gate may have another stepmark.
+PROTOCOL = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hello:
-    """The host is ready; what devices it found."""
+    """The host is ready; what it speaks, what devices it found, what it runs with."""
 
     devices: tuple[DeviceInfo, ...]
     software: dict[str, str]
+    protocol: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,7 @@ class Order:
         by_turns: steps are run at the supervisor's word, not by the plan.
         cpus: the ranks keep to these, an equal share each; empty leaves them where they are.
         closed: by turns, a folder that no module may come from; empty if there is none.
+        opened: what is in it, and may be imported from all the same.
     """
 
     scenario: Scenario
@@ -58,6 +63,7 @@ class Order:
     by_turns: bool = False
     cpus: tuple[int, ...] = ()
     closed: str = ""
+    opened: tuple[str, ...] = ()
 
     @property
     def address(self) -> str:

@@ -136,6 +136,7 @@ class Runner:
         by_turns: bool = False,
         cpus: Sequence[int] = (),
         closed: Path | None = None,
+        opened: Sequence[Path] = (),
     ) -> Errand:
         """Have processes started for a scenario, which can run here; `run` also waits for them.
 
@@ -147,6 +148,7 @@ class Runner:
             by_turns: steps are run at the word of the errand's holder.
             cpus: what the ranks keep to, an equal share each; empty leaves them where they are.
             closed: by turns, a folder that no module may come from.
+            opened: what is in it, and may be imported from all the same.
 
         Raises:
             RunnerError: no process can be started.
@@ -164,6 +166,7 @@ class Runner:
             by_turns=by_turns,
             cpus=tuple(cpus),
             closed=str(closed or ""),
+            opened=tuple(map(str, opened)),
         )
         return Errand(host, order, self._watch)
 

@@ -1,15 +1,13 @@
 """One rank of a side that takes turns with another one: warm up, then steps at its word."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from stepmark.errors import WorkloadError
 from stepmark.loop import train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place
 from stepmark.runner.messages import Order, Ready, Turn, Turned
+from stepmark.runner.origins import check_origins
 from stepmark.session import Progress, prepare
 
 # Loss after the first step says that data and forward pass are the same, after the third one that
@@ -33,7 +31,7 @@ def take_turns(
     scenario, plan = order.scenario, order.plan
     prepared = prepare(scenario, plan, place, progress)
     if order.closed:
-        _refuse_modules_from(Path(order.closed))
+        check_origins(order)
     place, training = prepared.place, prepared.training
     first_loss = value_of(prepared.losses)
     measurement = Measurement(scenario, plan, place, training, prepared.batches)
@@ -58,24 +56,3 @@ def take_turns(
     for turn in turns:
         window = measurement.turn(turn.num_lead, turn.num_steps)
         say(Turned(rank=place.rank, window_s=window.window_s, step_s=window.step_s))
-
-
-def _refuse_modules_from(closed: Path) -> None:
-    """Find out whether something was imported from where no side has its code.
-
-    An environment may lie in there, and stepmark itself.
-    """
-    environments = [Path(prefix).resolve() for prefix in (sys.prefix, sys.base_prefix)]
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if not isinstance(file, str) or name.partition(".")[0] == "stepmark":
-            continue
-        path = Path(file).resolve()
-        inside = path.is_relative_to(closed)
-        if inside and not any(path.is_relative_to(e) for e in environments):
-            raise WorkloadError(
-                f"module {name!r} came from {path}, the same file for both sides, and not from "
-                "the side's own checkout; it is probably installed in editable mode through an "
-                "import hook: uninstall it, or install it with 'pip install -e . --config-settings"
-                " editable_mode=compat'"
-            )
