@@ -1,11 +1,12 @@
 """The pool of recorded pairs: of the same code, and with planted slowdowns.
 
 Pairs lie in docs/validation/pairs/CLASS.PART.jsonl, a line each as it was measured, so that an
-interrupted recording goes on. A pair is kept as means of its turns and quantiles of its steps,
-which is what decisions are made from, and as a thinned series of its steps. Times are in
-microseconds.
+interrupted recording goes on; they are packed when all are there. A pair is kept as means of its
+turns and quantiles of its steps, which is what decisions are made from, and as a thinned series of
+its steps. Times are in microseconds.
 """
 
+import gzip
 import json
 import math
 import os
@@ -43,8 +44,8 @@ CLASSES = {
 }
 PARTS = (0.0, 0.03, 0.05, 0.1)
 QUANTILES = (0, 1, 2, 5, 10, 15, 20, 25, 35, 50, 75, 90, 95)
-# Quantiles are kept of the first turns too, so that it can be told what shorter pairs would give.
-PARTS_OF_TURNS = (0.25, 0.5, 1.0)
+# Quantiles are kept of the first half of the turns too, to tell what shorter pairs would give.
+PARTS_OF_TURNS = (0.5, 1.0)
 NUM_THINNED = 40
 PLAN = Plan(warmup=5, steps=1, max_seconds=0.5, timeout=60)
 
@@ -55,9 +56,7 @@ def record(minutes: float, num_same: int, num_planted: int) -> None:
     deadline_s = time.monotonic() + 60 * minutes
     order = random.Random(time.time_ns())
     files = {(c, p): POOL / f"{c}.{p:g}.jsonl" for c in CLASSES for p in PARTS}
-    num_pairs = {
-        kind: sum(1 for _ in file.open()) if file.exists() else 0 for kind, file in files.items()
-    }
+    num_pairs = {kind: len(load(*kind)) for kind in files}
     wanted = {kind: num_planted if kind[1] else num_same for kind in files}
     with Runner(environment=STEADY_MEMORY) as runner:
         _keep_to_one_machine({**runner.machine.software, **runner.machine.hardware})
@@ -79,6 +78,12 @@ def record(minutes: float, num_same: int, num_planted: int) -> None:
                 f"{kind[1]:g} in {pair.wall_s:.1f} s",
                 flush=True,
             )
+    if num_pairs == wanted:
+        for kind, file in files.items():
+            lines = [json.dumps(pair, separators=(",", ":")) for pair in load(*kind)]
+            packed = gzip.compress("\n".join(lines).encode(), mtime=0)
+            file.with_suffix(".jsonl.gz").write_bytes(packed)
+            file.unlink(missing_ok=True)
 
 
 def _keep_to_one_machine(facts: dict[str, str]) -> None:
@@ -142,7 +147,10 @@ def _short(values: np.ndarray) -> list[object]:
 def load(name: str, part: float) -> list[dict[str, Any]]:
     """All pairs of a kind, in the order of their recording."""
     file = POOL / f"{name}.{part:g}.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    packed = file.with_suffix(".jsonl.gz")
+    lines = gzip.decompress(packed.read_bytes()).decode().splitlines() if packed.exists() else []
+    lines += file.read_text().splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def log_ratio(name: str, pair: dict[str, Any]) -> float:
