@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -304,13 +303,16 @@ def test_sides_of_two_installations_get_fresh_servers_for_every_pair(tmp_path: P
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
-def test_an_interrupted_gate_leaves_nothing_behind(repository: Path, number: int) -> None:
+def test_an_interrupted_gate_leaves_nothing_behind(
+    repository: Path, tmp_path: Path, number: int
+) -> None:
     before = state(repository)
-    folders = set(Path(tempfile.gettempdir()).glob("stepmark-*"))
+    checkouts = tmp_path / "checkouts"
+    checkouts.mkdir()
     process = subprocess.Popen(
         [STEPMARK, "gate", "--base", "first", *WORKLOAD],
         cwd=repository,
-        env=environment(),
+        env=environment(TMPDIR=str(checkouts)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -322,6 +324,7 @@ def test_an_interrupted_gate_leaves_nothing_behind(repository: Path, number: int
         assert time.monotonic() < deadline_s, "no pair was begun"
         time.sleep(0.02)
     children = _descendants(process.pid)
+    assert list(checkouts.iterdir())
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -334,7 +337,7 @@ def test_an_interrupted_gate_leaves_nothing_behind(repository: Path, number: int
     assert state(repository) == before
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
-    assert set(Path(tempfile.gettempdir()).glob("stepmark-*")) <= folders
+    assert not list(checkouts.iterdir())
     assert out.startswith("first (")
 
 

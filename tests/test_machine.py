@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from stepmark.fingerprint import Commit, DeviceInfo, Machine
-from stepmark.machine import activity, commit, describe, fingerprint, fitness, unfit
+from stepmark.machine import activity, commit, describe, fingerprint, fitness, installed, unfit
 from stepmark.machine.system import affinity
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc and /sys")
@@ -84,7 +84,7 @@ def test_two_fingerprints_of_an_unchanged_machine_are_equal() -> None:
 
 
 def test_a_fingerprint_names_what_a_comparison_needs() -> None:
-    found = fingerprint((CPU,))
+    found = fingerprint((CPU,), installed())
     assert found.host == platform.node()
     assert set(found.hardware) == {
         "cpu",

@@ -29,7 +29,7 @@ NUM_SCREEN = 3
 QUIET, FAR, LOUD, SUSPECT, WILD = 0.4, 4 / 3, 1.0, 0.5, 1.5
 FEWEST_PAIRS, MORE_PAIRS, MOST_PAIRS = 10, 5, 40
 TRIMMED = 0.2
-CONFIDENCE = 0.9995
+CONFIDENCE = 0.9998
 AGREEING = 0.8
 # How often the smallest detectable change is found.
 POWER = 0.95
@@ -43,7 +43,7 @@ class Decision:
         verdict: SLOWER, FASTER, SAME or INCONCLUSIVE.
         reason: why, in a sentence.
         change: of the step's time, as a fraction.
-        low, high: its interval (99.95 %); ``None`` for a screen, which has too few pairs.
+        low, high: its interval (99.98 %); ``None`` for a screen, which has too few pairs.
         detectable: the smallest slowdown that is found nineteen times in twenty.
         screened, confirmed: log ratios of the pairs measured, in their order.
     """
