@@ -1,17 +1,20 @@
 """Trials of scenarios, with pairs that are made up."""
 
 import itertools
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
-from factories import make_scenario
+from factories import make_machine, make_scenario
 
 from stepmark.compare.verdict import Verdict
 from stepmark.gate import selftest
 from stepmark.gate.decision import FEWEST_PAIRS, NUM_SCREEN
-from stepmark.gate.output import as_data
 from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
+from stepmark.gate.record import Record
 from stepmark.gate.suite import try_all
 from stepmark.gate.trial import PERCENTILE, Rules, Trial, log_ratio, step_s, try_scenario
 from stepmark.result import Outcome
@@ -304,21 +307,30 @@ def test_the_self_test_takes_an_accelerators_steadiest_turns_and_the_gate_follow
     assert trial.comparison.base_s == pytest.approx(0.00102)
 
 
-def test_the_data_have_every_window() -> None:
+def test_the_record_has_every_window_as_soon_as_it_was_measured(tmp_path: Path) -> None:
+    machine = make_machine()
+    record = Record(tmp_path, "base -> head", (machine, machine), {"threshold": "3%"})
+
+    def saved() -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(record.path.read_text())
+        return data
+
+    assert saved()["exit_code"] == 5
+    record.add_pair(make_pair())
+    assert saved()["unfinished"][0]["head"]["windows_s"] == list(make_record().windows_s)
     trial = try_scenario(make_scenario(), give(make_pair(head=make_record(0.002))), RULES)
-    data = as_data(
-        [trial.comparison],
-        {trial.scenario.id: trial},
-        [make_pair()],
-        title="base -> head",
-        facts={"threshold": "3%"},
-    )
+    record.add(trial)
+    record.skip(make_scenario(device="cuda"), "no cuda device on this machine")
+    record.miss(make_scenario(batch_size=9), "head: no, not here")
+    data = saved()
     assert data["exit_code"] == 1
     assert data["threshold"] == "3%"
-    (comparison,) = data["comparisons"]
-    assert len(comparison["pairs"]) == NUM_SCREEN + FEWEST_PAIRS
-    first = comparison["pairs"][0]
-    assert first["head"]["windows_s"] == make_record(0.002).windows_s
+    assert data["unfinished"] == []
+    assert list(data["skipped"].values()) == ["no cuda device on this machine"]
+    tried, missed = data["comparisons"]
+    assert missed["pairs"] == []
+    assert len(tried["pairs"]) == NUM_SCREEN + FEWEST_PAIRS
+    first = tried["pairs"][0]
+    assert first["head"]["windows_s"] == list(make_record(0.002).windows_s)
     assert first["base"]["step_s"] == pytest.approx(0.001)
     assert first["base"]["counters"] == COUNTERS
-    assert data["unfinished"][0]["head"]["windows_s"] == make_record().windows_s
