@@ -1,0 +1,6 @@
+"""Chrome traces of torch.profiler to figures: where a step's time went. Imports no torch."""
+
+from stepmark.trace.breakdown import Breakdown, Total, break_down
+from stepmark.trace.events import Trace, read_trace
+
+__all__ = ["Breakdown", "Total", "Trace", "break_down", "read_trace"]
