@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import stepmark
 
 from stepmark.errors import StoreError
-from stepmark.trace import Breakdown, break_down, read_trace
-from stepmark.trace.attribution import OUTSIDE, Attribution, attribute
+from stepmark.trace import Attribution, Breakdown, Trace, attribute, break_down, read_trace
+from stepmark.trace.attribution import OUTSIDE
 from stepmark.trace.coverage import Coverage
-from stepmark.trace.events import Trace, from_events
+from stepmark.trace.events import from_events
 
 MAIN, AUTOGRAD = 1, 2
 _numbers = itertools.count(1)
@@ -311,3 +312,25 @@ def test_a_real_trace_of_the_host_sums_to_its_steps(tmp_path: Path) -> None:
     assert "aten::linear" in {o.name for o in found.operators}
     assert sum(p.host_s for p in found.phases) == pytest.approx(total.wall_s)
     assert [p.name for p in found.phases] == ["forward", "backward", "other"]
+
+
+def test_the_command_shows_what_programs_read(tmp_path: Path) -> None:
+    events = [
+        step(1, 0, 100),
+        *launched("gemm", 1, 10, 40),
+        *launched("ncclDevKernel_AllReduce", 3, 35, 70, stream=20),
+    ]
+    path = tmp_path / "trace.json.gz"
+    path.write_bytes(gzip.compress(json.dumps({"traceEvents": events}).encode()))
+    done = stepmark("profile", "--trace", path, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(done.stdout)
+    names = ("wall_s", "compute_s", "exposed_comm_s", "memcpy_s", "idle_s")
+    assert [data[name] for name in names] == [1e-4, 3e-5, 3e-5, 0.0, 4e-5]
+    assert [data["steps"][0][name] for name in names] == [data[name] for name in names]
+    shown = stepmark("profile", "--trace", path, cwd=tmp_path).stdout
+    assert "exposed communication" in shown
+    assert "launch-bound" in shown
+    refused = stepmark("profile", "--trace", "nope.json", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: nope.json: cannot be read (No such file or directory)\n"

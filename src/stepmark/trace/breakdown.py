@@ -63,9 +63,9 @@ def break_down(trace: Trace) -> Total:
     for layer in layers:
         seen |= layer
         covered.append(_coverage(trace, seen).before(edges_ns))
-    parts = np.diff(np.array(covered), axis=0)
+    parts: IntArray = np.asarray(np.diff(np.array(covered), axis=0), dtype=np.int64)
     steps = tuple(
-        _breakdown(np.diff(edges_ns)[k], np.diff(parts, axis=1)[:, k])
+        _breakdown(edges_ns[k + 1] - edges_ns[k], parts[:, k + 1] - parts[:, k])
         for k in range(len(edges_ns) - 1)
     )
     whole = _breakdown(edges_ns[-1] - edges_ns[0], parts[:, -1] - parts[:, 0])
