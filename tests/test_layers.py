@@ -15,7 +15,18 @@ SOURCE = Path(__file__).parent.parent / "src" / "stepmark"
 ROWS = (
     ("units", "stats", "errors", "codec", "fingerprint"),
     ("scenario", "result", "store", "workload"),
-    ("workloads", "data", "loading", "machine", "devices", "loop", "windows", "probes", "compare"),
+    (
+        "workloads",
+        "data",
+        "loading",
+        "machine",
+        "devices",
+        "loop",
+        "windows",
+        "probes",
+        "compare",
+        "trace",
+    ),
     (
         "runner",
         "session",
@@ -31,7 +42,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
-WITHOUT_TORCH = ("compare", "report")
+WITHOUT_TORCH = ("compare", "report", "trace")
 
 
 def modules() -> list[Path]:

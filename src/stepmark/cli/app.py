@@ -271,6 +271,20 @@ def gate(
 
 
 @app.command()
+def profile(
+    trace: Annotated[
+        Path,
+        typer.Option(help="Chrome trace of torch.profiler, compressed or not.", metavar="FILE"),
+    ],
+    json: Annotated[bool, typer.Option("--json", help="As JSON, in seconds.")] = False,
+) -> None:
+    """Show where the time of a trace's steps went; the parts sum to wall time."""
+    from stepmark.cli import profile_command
+
+    profile_command.analyse(trace, json=json)
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[str] | None,

@@ -1,0 +1,7 @@
+"""Chrome traces of torch.profiler to figures: where a step's time went. Imports no torch."""
+
+from stepmark.trace.attribution import Attribution, attribute
+from stepmark.trace.breakdown import Breakdown, Total, break_down
+from stepmark.trace.events import Trace, read_trace
+
+__all__ = ["Attribution", "Breakdown", "Total", "Trace", "attribute", "break_down", "read_trace"]

@@ -1,0 +1,130 @@
+"""A chrome trace as columns: one entry for each event that takes time."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stepmark.errors import StoreError
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+# Categories of work on an accelerator; whatever else has a time is the host's.
+DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
+STEP = "ProfilerStep#"
+_GZIP_MAGIC = b"\x1f\x8b"
+_NONE = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """Events with a duration, in the order of their beginning. Times are whole nanoseconds.
+
+    Attributes:
+        start_ns, end_ns: from the first event's beginning.
+        category, name: of each event, as indices of the next two.
+        categories, names: the texts.
+        thread: index of the host's thread, or the device's stream, that it ran on.
+        device: index of the accelerator; -1 on the host.
+        correlation: what a launch on the host and its work on the device share; -1 for none.
+    """
+
+    start_ns: IntArray
+    end_ns: IntArray
+    category: IntArray
+    name: IntArray
+    thread: IntArray
+    device: IntArray
+    correlation: IntArray
+    categories: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.start_ns)
+
+    def of(self, *categories: str) -> BoolArray:
+        """Which events are of one of these categories."""
+        wanted = [k for k, category in enumerate(self.categories) if category in categories]
+        return np.isin(self.category, wanted)
+
+    def named(self, text: str) -> BoolArray:
+        """Which events' names begin so."""
+        wanted = [k for k, name in enumerate(self.names) if name.startswith(text)]
+        return np.isin(self.name, wanted)
+
+
+def read_trace(path: Path) -> Trace:
+    """Read what torch.profiler exported, compressed or not.
+
+    Raises:
+        StoreError: the file cannot be read, or is no chrome trace.
+    """
+    try:
+        data = path.read_bytes()
+        if data[:2] == _GZIP_MAGIC:
+            data = gzip.decompress(data)
+        events = json.loads(data)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, EOFError, zlib.error) as error:
+        raise StoreError(f"{path}: no chrome trace, or cut off ({error})") from None
+    if isinstance(events, Mapping):
+        events = events.get("traceEvents")
+    if not isinstance(events, list):
+        raise StoreError(f"{path}: no chrome trace (it has no list of 'traceEvents')")
+    try:
+        return from_events(events)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{path}: no trace of torch.profiler ({error!r})") from None
+
+
+def from_events(events: Iterable[Mapping[str, Any]]) -> Trace:
+    """Columns of a chrome trace's events; those without a duration are left out."""
+    categories: dict[str, int] = {}
+    names: dict[str, int] = {}
+    threads: dict[tuple[Any, Any], int] = {}
+    starts: list[float] = []
+    durations: list[float] = []
+    rows: list[tuple[int, int, int, int, int]] = []
+    for event in events:
+        if event.get("ph") != "X" or "dur" not in event:
+            continue
+        category = event.get("cat", "").lower()
+        arguments = event.get("args") or {}
+        on_device = category in DEVICE_CATEGORIES
+        starts.append(event["ts"])
+        durations.append(event["dur"])
+        rows.append(
+            (
+                categories.setdefault(category, len(categories)),
+                names.setdefault(str(event["name"]), len(names)),
+                threads.setdefault((event.get("pid"), event.get("tid")), len(threads)),
+                int(arguments.get("device", 0)) if on_device else _NONE,
+                int(arguments.get("correlation", _NONE)),
+            )
+        )
+    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
+    start_us = np.array(starts, dtype=np.float64)
+    start_ns = np.rint((start_us - start_us.min(initial=np.inf)) * 1000)
+    # Rounded together, so that an event that ends where another begins still does.
+    end_ns = np.rint((start_us - start_us.min(initial=np.inf) + np.array(durations)) * 1000)
+    order = np.argsort(start_ns, kind="stable")
+    category, name, thread, device, correlation = table[order].T
+    return Trace(
+        start_ns=start_ns[order].astype(np.int64),
+        end_ns=end_ns[order].astype(np.int64),
+        category=category,
+        name=name,
+        thread=thread,
+        device=device,
+        correlation=correlation,
+        categories=tuple(categories),
+        names=tuple(names),
+    )

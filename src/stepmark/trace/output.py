@@ -1,0 +1,121 @@
+"""A trace's figures for people and for programs."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+
+from stepmark.trace.attribution import Attribution
+from stepmark.trace.breakdown import Breakdown, Total
+from stepmark.units import format_percent, format_seconds
+
+_SHOWN = 10
+_LONGEST_NAME = 70
+_PARTS = {
+    "compute": "compute_s",
+    "exposed communication": "exposed_comm_s",
+    "memory copies": "memcpy_s",
+    "idle": "idle_s",
+}
+# From here on the host is what the device waits for.
+_STARVED = 0.3
+
+
+def as_json(total: Total, attribution: Attribution) -> str:
+    """Everything, in seconds."""
+    data = {**dataclasses.asdict(total), **dataclasses.asdict(attribution)}
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def as_text(total: Total, attribution: Attribution) -> str:
+    """What a terminal shows: where the time went, and what to look at."""
+    blocks = (
+        _parts(total),
+        _starved(total, attribution),
+        _phases(attribution),
+        _operators(attribution),
+        _kernels(attribution),
+        _waits(attribution),
+    )
+    return "\n\n".join("\n".join(block) for block in blocks if block) + "\n"
+
+
+def _parts(total: Total) -> list[str]:
+    device = "host alone" if total.device is None else f"device {total.device}"
+    rows = [(name, *_cells(total, field)) for name, field in {"wall": "wall_s", **_PARTS}.items()]
+    return [
+        f"{len(total.steps)} steps, {format_seconds(total.wall_s)}; {device}",
+        "",
+        *_table(("", "total", "of it", "a step"), rows),
+    ]
+
+
+def _starved(total: Total, attribution: Attribution) -> list[str]:
+    if total.device is None or not attribution.starved_s:
+        return []
+    part = attribution.starved_s / total.wall_s
+    verdict = ": launch-bound" if part > _STARVED else ""
+    return [f"{format_percent(part)} of the time the device waited for a launch{verdict}"]
+
+
+def _phases(attribution: Attribution) -> list[str]:
+    rows = [
+        (p.name, format_seconds(p.host_s), format_seconds(p.device_s), str(p.launches))
+        for p in attribution.phases
+    ]
+    return _table(("phase", "host", "device", "launches"), rows)
+
+
+def _operators(attribution: Attribution) -> list[str]:
+    rows = [
+        (_short(o.name), str(o.calls), format_seconds(o.host_s), format_seconds(o.device_s))
+        for o in attribution.operators[:_SHOWN]
+    ]
+    return _table(("operator", "calls", "host, itself", "device"), rows)
+
+
+def _kernels(attribution: Attribution) -> list[str]:
+    rows = [
+        (_short(k.name), str(k.calls), format_seconds(k.device_s))
+        for k in attribution.kernels[:_SHOWN]
+    ]
+    return _table(("kernel", "calls", "device"), rows)
+
+
+def _waits(attribution: Attribution) -> list[str]:
+    rows = [
+        (w.call, w.operator or "-", w.line or "-", str(w.calls), format_seconds(w.wait_s))
+        for w in attribution.waits[:_SHOWN]
+    ]
+    return _table(("the host waits in", "for", "called by", "calls", "time"), rows)
+
+
+def _cells(total: Total, field: str) -> tuple[str, str, str]:
+    value = getattr(total, field)
+    part = format_percent(value / total.wall_s) if total.wall_s else "-"
+    return format_seconds(value), part, _range(total.steps, field)
+
+
+def _range(steps: Sequence[Breakdown], field: str) -> str:
+    """Smallest and largest step."""
+    values = [getattr(step, field) for step in steps]
+    low, high = format_seconds(min(values)), format_seconds(max(values))
+    return low if low == high else f"{low} to {high}"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 4]} ..."
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """First column to the left, all others to the right; nothing where there are no rows."""
+    table = [header, *rows]
+    if len(table) == 1:
+        return []
+    widths = [max(len(row[k]) for row in table) for k in range(len(header))]
+    return [
+        "  ".join(
+            cell.ljust(width) if k == 0 else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in table
+    ]
