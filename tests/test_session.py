@@ -154,7 +154,8 @@ def test_the_observer_is_told_of_stages_but_never_inside_a_window() -> None:
         scenario, Plan(steps=10), place, lambda s, rate: told_at.append((s, script.clock.now_s))
     )
     stages = [stage for stage, _ in told_at]
-    assert stages == ["building", "warming up", "measuring steps", "measuring phases"]
+    measuring = ["measuring steps", "measuring phases", "counting FLOPs"]
+    assert stages == ["building", "warming up", *measuring]
     at = dict(told_at)
     # Lead-in of one step, then ten, and nothing in between.
     assert at["measuring phases"] - at["measuring steps"] == pytest.approx(11 * 0.05)

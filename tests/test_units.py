@@ -3,7 +3,14 @@ import re
 
 import pytest
 
-from stepmark.units import format_bytes, format_change, format_percent, format_rate, format_seconds
+from stepmark.units import (
+    format_bytes,
+    format_change,
+    format_flops,
+    format_percent,
+    format_rate,
+    format_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +90,17 @@ def test_a_change_has_its_sign() -> None:
     assert format_change(-0.5) == "-50.0 %"
     assert format_change(1e30) == "over +10000 %"
     assert format_percent(1e30) == "over 10000 %"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0 FLOP"),
+        (999, "999 FLOP"),
+        (1e3, "1.00 kFLOP"),
+        (1.234e9, "1.23 GFLOP"),
+        (7.5e16, "75.0 PFLOP"),
+    ],
+)
+def test_flops_carry_the_unit_that_fits(value: float, text: str) -> None:
+    assert format_flops(value) == text

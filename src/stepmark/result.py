@@ -304,6 +304,7 @@ class Result:
         steps_s = slowest.window.step_s
         phases = slowest.phases
         memory = [rank.memory for rank in self.ranks]
+        readings = [reading for rank in self.ranks for reading in rank.readings]
         return {
             "samples_per_s": self.samples_per_s,
             "steps": slowest.window.num_steps,
@@ -322,6 +323,7 @@ class Result:
             "nvml_used_bytes": _worst(m.nvml_used_bytes for m in memory),
             "first_step_s": max(rank.startup.first_step_s for rank in self.ranks),
             "final_loss": _mean(rank.final_loss for rank in self.ranks),
+            "flops_per_step": next((r.value for r in readings if r.name == "flops_per_step"), None),
         }
 
 

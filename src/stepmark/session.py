@@ -19,6 +19,7 @@ from stepmark.loading import SEED, describe_batch, make_loader
 from stepmark.loop import Training, train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group
+from stepmark.probes.flops import count_flops, on_meta
 from stepmark.probes.memory import HostMemory, workers_bytes
 from stepmark.result import Memory, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.scenario import Plan, Precision, Scenario
@@ -45,6 +46,7 @@ class Prepared:
         switches: of precision and threads, as stepmark set them.
         startup: how long it took.
         first_batch: shapes and types of its tensors.
+        bare_batch: the same on the meta device.
         losses: of the first step's micro-batches.
     """
 
@@ -55,6 +57,7 @@ class Prepared:
     switches: Switches
     startup: StartUp
     first_batch: str
+    bare_batch: Any
     losses: list[Tensor]
 
 
@@ -112,6 +115,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         switches=switches,
         startup=startup,
         first_batch=describe_batch(first),
+        bare_batch=on_meta(first),
         losses=losses,
     )
 
@@ -151,6 +155,9 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
         readings += measurement.free_running(window)
     memory = read_memory(device, host_memory, workers)
     readings.append(epoch_turn(workload, scenario, plan, place, prepared.startup.first_batch_s))
+    if place.rank == 0:
+        progress("counting FLOPs", measurement.samples_per_s)
+        readings.append(count_flops(workload, scenario, prepared.bare_batch))
     place.barrier()
     first_loss = value_of(prepared.losses)
     return RankRecord(

@@ -1,6 +1,7 @@
 """Numbers with units, for people. Values are kept in SI units (seconds, bytes, joules)."""
 
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
+_FLOPS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 _BYTES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 
 
@@ -24,6 +25,14 @@ def format_bytes(value_bytes: float) -> str:
 def format_rate(value_per_s: float) -> str:
     """Samples per second with thousands separators: ``12345.6`` gives ``12,346``."""
     return f"{value_per_s:,.0f}" if abs(value_per_s) >= 100 else _three_digits(value_per_s)
+
+
+def format_flops(value: float) -> str:
+    """Floating-point operations in the unit that fits: ``1.23e9`` gives ``1.23 GFLOP``."""
+    for scale, unit in _FLOPS:
+        if abs(value) >= 0.9995 * scale:
+            return f"{_three_digits(value / scale)} {unit}"
+    return f"{value:.0f} FLOP"
 
 
 def format_percent(fraction: float) -> str:

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable
 
 from stepmark.report.cells import Cell
 from stepmark.result import Reading
-from stepmark.units import format_bytes, format_percent, format_rate, format_seconds
+from stepmark.units import format_bytes, format_flops, format_percent, format_rate, format_seconds
 
 _WRITERS: dict[str, Callable[[float], str]] = {
     "s": format_seconds,
     "bytes": format_bytes,
     "fraction": format_percent,
+    "flop": format_flops,
 }
 # Shown beside the ledger of start-up: what a turn of the epoch costs.
 EPOCH_TURN = "epoch_turn"

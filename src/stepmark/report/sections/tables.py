@@ -27,7 +27,7 @@ _SHOWN_COLUMNS = {
     "peak_allocated_bytes", "peak_reserved_bytes", "peak_host_bytes", "nvml_used_bytes",
     "first_step_s", "final_loss", *(f"{phase}_s" for phase in PHASES),
 }  # fmt: skip
-_COLUMN_UNITS = {"s": "s", "bytes": "bytes", "j": "J", "fraction": "fraction"}
+_COLUMN_UNITS = {"s": "s", "bytes": "bytes", "j": "J", "fraction": "fraction", "step": "flop"}
 # The alarming ones first.
 _OUTCOMES = (Outcome.FAILED, Outcome.OOM, Outcome.TIMEOUT, Outcome.OK, Outcome.SKIPPED)
 _MOST_DETAIL_CHARS = 20_000
@@ -98,9 +98,14 @@ def other_readings(material: Material) -> Sequence[Block]:
     return blocks
 
 
+def _is_other(name: str) -> bool:
+    """Whether a reading is shown neither by another section nor by a column of its own."""
+    return name != EPOCH_TURN and name not in COLUMNS and not is_ddp(name)
+
+
 def _readings_table(material: Material) -> Table | None:
     cells = [cell for group in material.groups() for cell in group.cells]
-    readings = names_and_units(cells, lambda name: name != EPOCH_TURN and not is_ddp(name))
+    readings = names_and_units(cells, _is_other)
     columns = [
         column
         for column in COLUMNS

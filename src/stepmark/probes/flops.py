@@ -1,0 +1,134 @@
+"""Floating-point operations of a step, counted on the meta device: nothing is computed.
+
+Counted are multiplications and additions of matrix products, convolutions and attention (two for
+each pair of factors), forward and backward, as PyTorch's ``FlopCounterMode`` does; elementwise
+work and the optimizer are not. Where that mode is wrong it is corrected, and where a count cannot
+be right it is refused.
+"""
+
+import copy
+import functools
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+from stepmark.result import Reading
+from stepmark.scenario import Scenario
+from stepmark.workload import Workload
+
+# Backward costs a product for the input's gradient and one for the weights', each as large as
+# forward's; a first layer has no input gradient. More than that is a mistake of counting.
+_MOST_OVER_FORWARD = 3.05
+_LONGEST_REASON = 200  # characters
+aten = torch.ops.aten
+
+
+class _UncountableError(Exception):
+    """A count that cannot be right."""
+
+
+def count_flops(workload: Workload, scenario: Scenario, batch: Any) -> Reading:
+    """FLOPs of one optimizer step, over all micro-batches and ranks.
+
+    Args:
+        workload: its model may be on any device; it is copied without its numbers.
+        scenario: multiplies what a micro-batch takes.
+        batch: one micro-batch, or its like on the meta device.
+
+    Returns:
+        The reading ``flops_per_step``; without a value, and with the reason, where the count is
+        refused.
+    """
+    try:
+        value: float | None = float(_count(workload, batch)) * scenario.accumulation
+        value = value * scenario.world_size if value else None
+        note = "multiply-adds of matrix products, convolutions and attention, times two"
+    except Exception as error:  # noqa: BLE001 - a model may do anything on the meta device
+        value = None
+        text = str(error) if isinstance(error, _UncountableError) else _reason(error)
+        note = f"not counted: {text}"
+    return Reading(name="flops_per_step", unit="flop", scope="node", value=value, note=note)
+
+
+def on_meta(batch: Any) -> Any:
+    """A batch of the same shapes and types without its numbers."""
+    return tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, batch)
+
+
+def _count(workload: Workload, batch: Any) -> int:
+    for name, module in workload.model.named_modules():
+        if isinstance(module, torch.nn.RNNBase):
+            raise _UncountableError(
+                f"{name or 'the model'} is a {type(module).__name__}, of which PyTorch counts none"
+            )
+    model = _without_numbers(workload.model)
+    loss_fn = workload.loss_fn
+    if isinstance(loss_fn, torch.nn.Module):
+        loss_fn = _without_numbers(loss_fn)
+    bare = copy.copy(workload)
+    object.__setattr__(bare, "loss_fn", loss_fn)
+    with FlopCounterMode(display=False, custom_mapping=_CORRECTIONS) as counter:
+        loss = bare.loss(model, on_meta(batch))
+        forward = counter.get_total_flops()
+        loss.backward()  # type: ignore[no-untyped-call]
+        total: int = counter.get_total_flops()
+    if not forward:
+        raise _UncountableError("no operator whose operations are known")
+    if not 1 <= total / forward <= _MOST_OVER_FORWARD:
+        raise _UncountableError(
+            f"forward and backward came to {total / forward:.2f} times forward, and at most "
+            f"{_MOST_OVER_FORWARD} can be (activation checkpointing computes forward twice)"
+        )
+    return total
+
+
+def _without_numbers(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy with all parameters and buffers on the meta device; theirs are never copied."""
+    memo: dict[int, Any] = {}
+    for parameter in module.parameters():
+        bare = torch.empty_like(parameter, device="meta")
+        memo[id(parameter)] = torch.nn.Parameter(bare, requires_grad=parameter.requires_grad)
+    for buffer in module.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+    return copy.deepcopy(module, memo)
+
+
+def _convolution_backward(
+    grad_shape: Any,
+    x_shape: Any,
+    w_shape: Any,
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: Any,
+    output_mask: Any,
+    out_shape: Any = None,
+) -> int:
+    """Each gradient takes as many operations as forward did, grouped or not.
+
+    PyTorch's own formula takes a grouped convolution's for one without groups: 16.5 times too many
+    for a depthwise one of 32 channels.
+    """
+    once = conv_flop_count(x_shape, w_shape, grad_shape, transposed=transposed)
+    return int(once * (bool(output_mask[0]) + bool(output_mask[1])))
+
+
+def _refused(name: str, *_: Any, **__: Any) -> int:
+    raise _UncountableError(f"{name} has operations that PyTorch does not count")
+
+
+_UNKNOWN = ("_fft_r2c", "_fft_c2r", "_fft_c2c", "_sparse_mm", "_cdist_forward", "lstm", "gru")
+_CORRECTIONS = {
+    aten.convolution_backward: _convolution_backward,
+    **{getattr(aten, name): functools.partial(_refused, name) for name in _UNKNOWN},
+}
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())[:_LONGEST_REASON]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
