@@ -248,7 +248,7 @@ def test_noise_is_of_one_hardware_and_software(tmp_path: Path) -> None:
     here = make_machine()
     elsewhere = make_machine(software={"torch": "2.99"})
     found = noise.Noise(
-        spread=0.01, percentile=10.0, num_pairs=20, measured_at="2026-01-02T03:04:05+00:00"
+        spread=0.01, percentile=25.0, num_pairs=20, measured_at="2026-01-02T03:04:05+00:00"
     )
     noise.save(tmp_path, here, {"a": found})
     path = noise.save(tmp_path, here, {"b": found})

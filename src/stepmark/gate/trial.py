@@ -18,7 +18,7 @@ from stepmark.units import format_bytes, format_change
 
 # Which of a process's steps, or turns, it counts by, in percent: few enough were disturbed to be
 # that short, and enough are to be no accident.
-PERCENTILE = 10.0
+PERCENTILE = 25.0
 # What does not decide is told when it moved by so much.
 _ADVISORY = 0.25
 
