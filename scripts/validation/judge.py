@@ -150,7 +150,7 @@ def _page(
         spreads=spreads,
         detectable={n: math.expm1(detectable(spread, BAR)) for n, spread in spreads.items()},
         suite=SUITE,
-        suite_alarms=[100 * (1 - (1 - p) ** SUITE) for p in (alarms / total, low, high)],
+        suite_alarms=tuple(100 * (1 - (1 - p) ** SUITE) for p in (alarms / total, low, high)),
         num_same=NUM_SAME,
         num_slower=NUM_SLOWER,
         num_usual=NUM_USUAL,
