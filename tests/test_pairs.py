@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,6 +166,15 @@ def test_a_side_killed_while_it_is_paused_is_named(runner: Runner, tmp_path: Pat
     assert "SIGKILL" in failed.value.ending.reason
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """A background job of a shell inherits SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_both_sides(runner: Runner, tmp_path: Path) -> None:
     loss = f"if calls == 300: os.kill({os.getpid()}, signal.SIGINT)"
     base, head = make_side(tmp_path, "base"), make_side(tmp_path, "head", loss=loss)
