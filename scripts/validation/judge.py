@@ -220,11 +220,9 @@ def _draw_class(
     found = [rates[part].verdicts for part in pool.PARTS]
     called = [100 * v[Verdict.SLOWER] / v.total() for v in found]
     blue = drawing.COLOURS[0]
-    panel.plot(
-        percent, called, "o-", color=blue, linewidth=2.5, markersize=7, label="stepmark gate"
-    )
+    panel.plot(percent, called, "o", color=blue, markersize=8, label="stepmark gate")
     axis = np.linspace(0, 0.12, 61)
     normal = [100 * power(math.log1p(s), spread, BAR) for s in axis]
     label = "stepmark gate, if pairs scattered normally"
-    panel.plot(100 * axis, normal, color=blue, linewidth=0.9, alpha=0.6, label=label)
+    panel.plot(100 * axis, normal, color=blue, linewidth=1.4, label=label)
     panel.set_ylim(-3, 103)
