@@ -44,3 +44,12 @@ def _run(
         timeout=120,
         check=False,
     )
+
+
+def git(folder: Path, *words: str) -> str:
+    """What a git command prints; it has an author whatever the machine's configuration is."""
+    identity = ("-c", "user.name=N", "-c", "user.email=n@example.com")
+    done = subprocess.run(
+        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()

@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import psutil
 import pytest
-from commands import STEPMARK, environment, python, stepmark
+from commands import STEPMARK, environment, git, python, stepmark
 
 from stepmark import __version__
 from stepmark.result import COLUMNS, PHASES
@@ -264,13 +264,9 @@ def test_resuming_measures_what_is_missing_and_touches_nothing_else(copy: Path) 
 
 
 def test_resuming_with_other_code_says_so(copy: Path) -> None:
-    def git(*words: str) -> None:
-        identity = ("-c", "user.name=N", "-c", "user.email=n@example.com")
-        subprocess.run(["git", *identity, *words], cwd=copy, check=True, capture_output=True)
-
-    git("init", "-b", "main")
-    git("add", "my_train.py")
-    git("commit", "-m", "one")
+    git(copy, "init", "-b", "main")
+    git(copy, "add", "my_train.py")
+    git(copy, "commit", "-m", "one")
     words = ["--workload", "my_train.py:build", *SHORT, "--repeats", "2", "--save", "coded"]
     assert stepmark("run", *words, cwd=copy).stderr == ""
     first, last = sorted((copy / "results" / "coded").glob("my_train*.json"))
@@ -278,7 +274,7 @@ def test_resuming_with_other_code_says_so(copy: Path) -> None:
     resume = ("run", "--resume", "--save", "coded")
     with (copy / "my_train.py").open("a") as file:
         file.write("\n# changed\n")
-    git("commit", "-a", "-m", "two")
+    git(copy, "commit", "-a", "-m", "two")
     assert (
         "warning: the code changed before the run was resumed" in stepmark(*resume, cwd=copy).stderr
     )

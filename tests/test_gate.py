@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
-from commands import STEPMARK, environment, stepmark
+from commands import STEPMARK, environment, git, stepmark
 from factories import make_machine
 
 import stepmark as package
@@ -49,14 +49,6 @@ def build():
     )
 """
 WORKLOAD = ("--workload", "train.py:build", "--device", "cpu", "--batch-size", "1")
-
-
-def git(folder: Path, *words: str) -> str:
-    identity = ("-c", "user.name=N", "-c", "user.email=n@example.com")
-    done = subprocess.run(
-        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
 
 
 def commit(folder: Path, message: str, **files: str) -> None:

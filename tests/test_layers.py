@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "stepmark"
 
 # A module imports from its own row and from those below it, never from above.
 ROWS = (
-    ("units", "stats", "errors", "codec", "fingerprint"),
+    ("units", "columns", "stats", "errors", "codec", "fingerprint"),
     ("scenario", "result", "store", "workload"),
     (
         "workloads",
@@ -38,7 +38,7 @@ ROWS = (
         "gate",
         "report",
     ),
-    ("cli", "pytest_plugin", "baseline"),
+    ("cli", "pytest_plugin"),
     ("__main__",),
 )
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from commands import git
 
 from stepmark.fingerprint import Commit, DeviceInfo, Machine
 from stepmark.machine import activity, commit, describe, fingerprint, fitness, installed, unfit
@@ -548,12 +549,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(folder, "init", "--quiet")
     git(folder, "symbolic-ref", "HEAD", "refs/heads/trunk")
     return folder
-
-
-def git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-    ).stdout.strip()
 
 
 def commit_file(folder: Path, text: str) -> str:

@@ -9,19 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import git
 
 from stepmark.errors import UsageError
 from stepmark.gate import interpreters
 from stepmark.gate.pairs import Side
 from stepmark.gate.revisions import Repository, Revision
-
-
-def git(folder: Path, *words: str) -> str:
-    identity = ("-c", "user.name=N", "-c", "user.email=n@example.com")
-    done = subprocess.run(
-        ["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True
-    )
-    return done.stdout.strip()
 
 
 @pytest.fixture

@@ -196,6 +196,91 @@ def test_stalls_are_told_though_they_do_not_decide() -> None:
     assert [remark.partition(" +")[0] for remark in comparison.remarks] == ["mean step", "p95 step"]
 
 
+def take_turns(
+    level: Callable[[float], float],
+    source: random.Random,
+    *,
+    head: float = 1.0,
+    in_turns: bool = True,
+) -> Pair:
+    """A pair on a machine of which a step takes ``level`` times as long at each moment.
+
+    The side that plays next is drawn as `measure_pair` draws it; otherwise head plays after base.
+    """
+    now_s = 0.0
+    steps_s: dict[str, list[tuple[float, ...]]] = {"base": [], "head": []}
+    rounds = [source.sample(("base", "head"), 2) for _ in range(40)]
+    plays = [side for order in rounds for side in order]
+    for side in plays if in_turns else sorted(plays):
+        turn_s = []
+        for _ in range(30):
+            alone_s = 0.001 * (head if side == "head" else 1.0) * (1 + 0.02 * source.random())
+            turn_s.append(alone_s * level(now_s))
+            now_s += turn_s[-1]
+        steps_s[side].append(tuple(turn_s))
+    records = {
+        side: SideRecord(
+            windows_s=tuple(map(sum, turns)), steps_s=tuple(turns), num_steps=30, counters=COUNTERS
+        )
+        for side, turns in steps_s.items()
+    }
+    return Pair(base=records["base"], head=records["head"], wall_s=3.0)
+
+
+def phases(source: random.Random) -> Callable[[float], float]:
+    """A neighbour comes and goes: for some tenths of a second each, steps take 40 % longer."""
+    ends: list[float] = [0.0]
+
+    def level(now_s: float) -> float:
+        while ends[-1] <= now_s:
+            ends.append(ends[-1] + source.uniform(0.1, 0.8))
+        return 1.4 if sum(end <= now_s for end in ends) % 2 else 1.0
+
+    return level
+
+
+def stalls(source: random.Random) -> Callable[[float], float]:
+    return lambda _: 30.0 if source.random() < 0.01 else 1.0
+
+
+def drifts(source: random.Random) -> Callable[[float], float]:
+    slope = source.uniform(-0.15, 0.3)
+    return lambda now_s: 1 + slope * now_s
+
+
+MACHINES: dict[str, Callable[[random.Random], Callable[[float], float]]] = {
+    "drifts": drifts,
+    "two levels": phases,
+    "stalls": stalls,
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_windows_in_turns_are_judged_rightly_on_a_restless_machine(machine: str) -> None:
+    source = random.Random(11)
+
+    def tried(head: float) -> Verdict:
+        def measure() -> Pair:
+            return take_turns(MACHINES[machine](source), source, head=head)
+
+        return try_scenario(make_scenario(), measure, RULES).comparison.verdict
+
+    assert {tried(1.0) for _ in range(10)} == {Verdict.SAME}
+    assert {tried(1.06) for _ in range(5)} == {Verdict.SLOWER}
+
+
+def test_windows_one_after_the_other_would_be_judged_by_the_drift() -> None:
+    source = random.Random(12)
+    scenario = make_scenario()
+
+    def ratio(*, in_turns: bool) -> float:
+        pair = take_turns(lambda now_s: 1 + 0.2 * now_s, source, in_turns=in_turns)
+        return log_ratio(pair, scenario)
+
+    assert abs(ratio(in_turns=True)) < 0.02
+    assert ratio(in_turns=False) > 0.1
+
+
 def run_all(heads_s: Sequence[Sequence[float]]) -> list[Trial]:
     """One scenario for each: head's step in the first trial, and in the second."""
     listed = [make_scenario(batch_size=k) for k in range(1, len(heads_s) + 1)]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 FloatArray = npt.NDArray[np.float64]
+_LARGEST_LOG = 100.0
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -29,6 +30,11 @@ def percentile(values: Sequence[float], percent: float) -> float:
 def median(values: Sequence[float]) -> float:
     """The middle value; the mean of the two middle ones where their number is even."""
     return percentile(values, 50.0)
+
+
+def change_of(log_ratio: float) -> float:
+    """The fraction that a logarithm of a ratio stands for; finite, however far apart they are."""
+    return math.expm1(min(log_ratio, _LARGEST_LOG))
 
 
 @dataclass(frozen=True, kw_only=True)

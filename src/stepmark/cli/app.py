@@ -200,7 +200,7 @@ def gate(
     head: Annotated[
         str | None,
         typer.Option(
-            help="What to judge. Default: the working tree, uncommitted changes included.",
+            help="What to judge. Default: the working tree, with its changes of files in git.",
             metavar="REF",
         ),
     ] = None,

@@ -8,6 +8,7 @@ from pathlib import Path
 from stepmark import store, suite
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import Display
+from stepmark.columns import aligned
 from stepmark.errors import UsageError
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
@@ -140,25 +141,19 @@ def _resume_command(path: Path) -> str:
 
 
 def _print_table(results: list[Result]) -> None:
-    if not results:
-        return
-    width = max(len(result.scenario.id) for result in results)
-    print(
-        f"{'scenario':<{width}}  repeat  {'samples/s':>12}  {'median step':>11}  "
-        f"{'p99 step':>9}  outcome"
-    )
-    for result in results:
-        row = result.row()
-        rate = format_rate(row["samples_per_s"]) if row["samples_per_s"] else ""
-        median, p99 = (
-            format_seconds(row[name]) if row[name] else ""
-            for name in ("step_s_median", "step_s_p99")
-        )
-        ending = f"{row['outcome']}: {row['reason']}" if row["reason"] else row["outcome"]
-        print(
-            f"{result.scenario.id:<{width}}  {result.repeat:>6}  {rate:>12}  {median:>11}  "
-            f"{p99:>9}  {ending}"
-        )
+    header = ("scenario", "repeat", "samples/s", "median step", "p99 step", "outcome")
+    for line in aligned(header, map(_cells, results), left=(0, len(header) - 1)):
+        print(line)
     for result in results:
         for note in result.notes:
             print(f"note: {result.scenario.id}, repeat {result.repeat}: {note}")
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    row = result.row()
+    rate = format_rate(row["samples_per_s"]) if row["samples_per_s"] else ""
+    median, p99 = (
+        format_seconds(row[name]) if row[name] else "" for name in ("step_s_median", "step_s_p99")
+    )
+    ending = f"{row['outcome']}: {row['reason']}" if row["reason"] else row["outcome"]
+    return result.scenario.id, str(result.repeat), rate, median, p99, ending

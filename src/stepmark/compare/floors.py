@@ -13,7 +13,6 @@ CONFIDENCE = 0.99
 # What a real change must exceed to be found nineteen times in twenty, in half-widths of the
 # interval: (2.58 + 1.64) / 2.58, if the interval's ends lie as those of a normal distribution.
 _HALF_WIDTHS_TO_FIND = 1.64
-_LARGEST_LOG = 100.0
 # Repeats beyond these add little.
 _MANY_PROCESSES = 20
 
@@ -53,8 +52,8 @@ def judge_floors(base_s: Sequence[float], head_s: Sequence[float], rules: Rules)
             "--repeats 5"
         )
     else:
-        change, low, high = (_fraction(v) for v in (shift.estimate, shift.low, shift.high))
-        detectable = max(rules.threshold, _fraction(_HALF_WIDTHS_TO_FIND * shift.half_width))
+        change, low, high = (stats.change_of(v) for v in (shift.estimate, shift.low, shift.high))
+        detectable = max(rules.threshold, stats.change_of(_HALF_WIDTHS_TO_FIND * shift.half_width))
         if low > 0 and change > rules.threshold:
             verdict, reason = Verdict.SLOWER, f"the step takes {format_percent(change)} longer"
         elif high < 0 and change < -rules.threshold:
@@ -80,8 +79,3 @@ def judge_floors(base_s: Sequence[float], head_s: Sequence[float], rules: Rules)
         num_base=len(base_s),
         num_head=len(head_s),
     )
-
-
-def _fraction(log_ratio: float) -> float:
-    """A change from its logarithm; two processes that differ wildly may give one beyond floats."""
-    return math.expm1(min(log_ratio, _LARGEST_LOG))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from stepmark.columns import aligned
 from stepmark.compare.verdict import Comparison, Verdict, drift, exit_code
 from stepmark.errors import StoreError
 from stepmark.units import format_change, format_percent, format_seconds
@@ -30,17 +31,9 @@ def write(comparisons: Sequence[Comparison], format: str, *, title: str) -> str:
 
 
 def _table(comparisons: Sequence[Comparison], title: str) -> str:
-    rows = [_HEADER, *(_row(c) for c in comparisons)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = [title]
-    for row in rows:
-        cells = [
-            cell.ljust(width) if i in (0, len(row) - 1) else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    lines += [f"{c.scenario_id}: {_in_words(c)}" for c in comparisons if _in_words(c)]
-    return "\n".join([*lines, *_closing(comparisons)]) + "\n"
+    rows = aligned(_HEADER, map(_row, comparisons), left=(0, len(_HEADER) - 1))
+    words = [f"{c.scenario_id}: {_in_words(c)}" for c in comparisons if _in_words(c)]
+    return "\n".join([title, *rows, *words, *_closing(comparisons)]) + "\n"
 
 
 def _markdown(comparisons: Sequence[Comparison], title: str) -> str:

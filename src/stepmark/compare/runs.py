@@ -8,14 +8,10 @@ import numpy as np
 
 from stepmark import stats
 from stepmark.compare.floors import Rules, judge_floors
-from stepmark.compare.verdict import Comparison, Counter, Verdict
+from stepmark.compare.verdict import Comparison, Counter, Verdict, advice, peak_memory
 from stepmark.fingerprint import Machine
 from stepmark.result import Outcome, Result
 from stepmark.store import Run
-from stepmark.units import format_bytes, format_change
-
-# What does not decide is told when it moved by so much.
-_ADVISORY = 0.25
 
 
 def compare_runs(base: Run, head: Run, rules: Rules) -> list[Comparison]:
@@ -158,12 +154,7 @@ def _counters(base: Sequence[Result], head: Sequence[Result], rules: Rules) -> I
     if len(then) == len(now) == 1 and then != now:
         (before,), (after,) = then, now
         if before and after:
-            yield Counter(
-                name="peak_allocated_bytes",
-                base=format_bytes(before),
-                head=format_bytes(after),
-                is_regression=after > before * (1 + rules.threshold),
-            )
+            yield peak_memory(before, after, rules.threshold)
     losses = [
         {tuple(rank.first_loss for rank in result.ranks) for result in side}
         for side in (base, head)
@@ -187,8 +178,7 @@ def _remarks(base: Sequence[Result], head: Sequence[Result]) -> Iterator[str]:
         then, now = (
             stats.median([_column(result, column) for result in side]) for side in (base, head)
         )
-        if then and now and abs(now / then - 1) > _ADVISORY:
-            yield f"{what} {format_change(now / then - 1)}"
+        yield from advice(what, then, now)
 
 
 def _column(result: Result, column: str) -> float:

@@ -1,8 +1,10 @@
 """What can be said of a scenario measured on two sides, and what that makes of a command."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+from stepmark.units import format_bytes, format_change
 
 
 class Verdict(StrEnum):
@@ -30,6 +32,26 @@ class Counter:
     base: str
     head: str
     is_regression: bool = False
+
+
+def peak_memory(base_bytes: int, head_bytes: int, threshold: float) -> Counter:
+    """Peak allocated bytes that differ: more of them, beyond the threshold, is a regression."""
+    return Counter(
+        name="peak_allocated_bytes",
+        base=format_bytes(base_bytes),
+        head=format_bytes(head_bytes),
+        is_regression=head_bytes > base_bytes * (1 + threshold),
+    )
+
+
+# What does not decide is told when it moved by so much.
+_ADVISORY = 0.25
+
+
+def advice(what: str, base: float, head: float) -> Iterator[str]:
+    """That a figure moved which does not decide, if it moved far."""
+    if base and head and abs(head / base - 1) > _ADVISORY:
+        yield f"{what} {format_change(head / base - 1)}"
 
 
 @dataclass(frozen=True, kw_only=True)

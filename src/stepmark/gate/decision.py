@@ -17,7 +17,7 @@ from stepmark import stats
 from stepmark.compare.verdict import Verdict
 from stepmark.units import format_change, format_percent
 
-FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 # docs/decisions/gate.md says why these, docs/validation/gate.md what they were measured to give.
 #
@@ -76,7 +76,7 @@ def decide(draw: Callable[[], float], threshold: float, spread: float | None = N
             return _confirm(draw, threshold, spread, screened)
     middle = stats.median(screened)
     known = spread if spread is not None else _spread(screened, trimmed=0.0)
-    found = _fraction(detectable(known, bar))
+    found = stats.change_of(detectable(known, bar))
     verdict, reason = Verdict.SAME, f"no sign of a change in {len(screened)} pairs"
     if spread is not None and reach(spread, MOST_PAIRS) > bar:
         verdict = Verdict.INCONCLUSIVE
@@ -84,7 +84,7 @@ def decide(draw: Callable[[], float], threshold: float, spread: float | None = N
     return Decision(
         verdict=verdict,
         reason=reason,
-        change=math.expm1(middle),
+        change=stats.change_of(middle),
         low=None,
         high=None,
         detectable=found,
@@ -95,21 +95,21 @@ def decide(draw: Callable[[], float], threshold: float, spread: float | None = N
 # Each along the last axis, so that many screens can be looked at together.
 
 
-def _clears(first: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
+def _clears(first: stats.FloatArray, bar: float) -> BoolArray:
     far = np.max(np.abs(first), axis=-1) >= FAR * bar
     return np.asarray(~far & (_middle(first) < QUIET * bar))
 
 
-def _is_loud(first: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
+def _is_loud(first: stats.FloatArray, bar: float) -> BoolArray:
     return np.asarray(_middle(first) >= LOUD * bar)
 
 
-def _is_suspect(ratios: FloatArray, bar: float) -> npt.NDArray[np.bool_]:
+def _is_suspect(ratios: stats.FloatArray, bar: float) -> BoolArray:
     wild = np.std(ratios, axis=-1, ddof=1) >= WILD * bar
     return np.asarray(wild | (_middle(ratios) >= SUSPECT * bar))
 
 
-def _middle(ratios: FloatArray) -> FloatArray:
+def _middle(ratios: stats.FloatArray) -> stats.FloatArray:
     return np.asarray(np.abs(np.median(ratios, axis=-1)))
 
 
@@ -128,9 +128,9 @@ def _confirm(
         if uncertainty <= bar or num_pairs >= MOST_PAIRS:
             break
         num_pairs += MORE_PAIRS
-    low, high = (_fraction(center.estimate + side * uncertainty) for side in (-1, 1))
-    change = _fraction(center.estimate)
-    found = _fraction(detectable(_spread(ratios, TRIMMED), bar))
+    low, high = (stats.change_of(center.estimate + side * uncertainty) for side in (-1, 1))
+    change = stats.change_of(center.estimate)
+    found = stats.change_of(detectable(_spread(ratios, TRIMMED), bar))
     num_slower = sum(ratio > 0 for ratio in ratios)
     beyond = abs(center.estimate) > max(bar, uncertainty)
     enough = AGREEING * len(ratios)
@@ -197,7 +197,7 @@ def power(slowdown: float, spread: float, bar: float) -> float:
 
 
 @functools.cache
-def _many_screens() -> FloatArray:
+def _many_screens() -> stats.FloatArray:
     """Normal pairs of 2000 screens; always the same, so that power grows with the slowdown."""
     return np.random.default_rng(0).standard_normal((2000, 2 * NUM_SCREEN))
 
@@ -221,8 +221,3 @@ def _detectable_in_bars(spread: float) -> float:
 
 def _spread(ratios: Sequence[float], trimmed: float) -> float:
     return stats.center(ratios, trimmed).standard_error * math.sqrt(len(ratios))
-
-
-def _fraction(log_ratio: float) -> float:
-    """A change from its logarithm; pairs that scatter wildly may give one beyond floats."""
-    return math.expm1(min(log_ratio, 100.0))

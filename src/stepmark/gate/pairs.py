@@ -152,7 +152,7 @@ def cpus_for(
         number: of the pair, counted from 0.
 
     Returns:
-        None for an accelerator, whose processes need more threads than those of the scenario.
+        Nothing for an accelerator, whose processes need more threads than those of the scenario.
     """
     if scenario.device != "cpu":
         return ()

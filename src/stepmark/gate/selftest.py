@@ -74,8 +74,8 @@ def _judge(scenario: Scenario, pairs: list[Pair], threshold: float, noise: Noise
     center = _center(scenario, pairs, noise.percentile)
     bar = math.log1p(threshold)
     uncertainty = center.reach(CONFIDENCE)
-    found = math.expm1(detectable(spread, bar))
-    change = math.expm1(center.estimate)
+    found = stats.change_of(detectable(spread, bar))
+    change = stats.change_of(center.estimate)
     if abs(center.estimate) > uncertainty and abs(center.estimate) > bar / 3:
         verdict = Verdict.INCONCLUSIVE
         reason = f"the same code came out {format_change(change)}: the sides are not treated alike"
@@ -93,8 +93,8 @@ def _judge(scenario: Scenario, pairs: list[Pair], threshold: float, noise: Noise
         base_s=base_s,
         head_s=head_s,
         change=change,
-        low=math.expm1(center.estimate - uncertainty),
-        high=math.expm1(center.estimate + uncertainty),
+        low=stats.change_of(center.estimate - uncertainty),
+        high=stats.change_of(center.estimate + uncertainty),
         detectable=found,
         num_base=len(pairs),
         num_head=len(pairs),

@@ -8,19 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepmark import stats
-from stepmark.compare.verdict import Comparison, Counter, Verdict
+from stepmark.compare.verdict import Comparison, Counter, Verdict, advice, peak_memory
 from stepmark.gate.decision import Decision, decide
 from stepmark.gate.noise import Noise
 from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
 from stepmark.result import Outcome
 from stepmark.scenario import Scenario
-from stepmark.units import format_bytes, format_change
 
 # Which of a process's steps, or turns, it counts by, in percent: few enough were disturbed to be
 # that short, and enough are to be no accident.
 PERCENTILE = 25.0
-# What does not decide is told when it moved by so much.
-_ADVISORY = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +145,7 @@ def _comparison(
     rules: Rules,
     percentile: float,
 ) -> Comparison:
-    judged = pairs[-len(decision.confirmed) :]
+    judged = pairs[len(decision.screened) :] if decision.confirmed else pairs
     base_s, head_s = sides_s(judged, scenario, percentile)
     counters = tuple(_counters(pairs, rules.threshold))
     verdict, reason = decision.verdict, decision.reason
@@ -197,12 +194,7 @@ def _counters(pairs: Sequence[Pair], threshold: float) -> Iterator[Counter]:
         if name != "peak_allocated_bytes":
             yield Counter(name=name, base=before, head=after)
         elif before and after:
-            yield Counter(
-                name=name,
-                base=format_bytes(int(before)),
-                head=format_bytes(int(after)),
-                is_regression=int(after) > int(before) * (1 + threshold),
-            )
+            yield peak_memory(int(before), int(after), threshold)
 
 
 def _remarks(pairs: Sequence[Pair]) -> Iterator[str]:
@@ -212,8 +204,7 @@ def _remarks(pairs: Sequence[Pair]) -> Iterator[str]:
             stats.median([_advisory_s(record, percent) for record in side])
             for side in ([pair.base for pair in pairs], [pair.head for pair in pairs])
         )
-        if abs(now / then - 1) > _ADVISORY:
-            yield f"{what} {format_change(now / then - 1)}"
+        yield from advice(what, then, now)
 
 
 def _advisory_s(record: SideRecord, percent: float | None) -> float:

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from stepmark.columns import aligned
 from stepmark.trace.attribution import Attribution
 from stepmark.trace.breakdown import Breakdown, Total
 from stepmark.units import format_percent, format_seconds
@@ -45,7 +46,7 @@ def _parts(total: Total) -> list[str]:
     return [
         f"{len(total.steps)} steps, {format_seconds(total.wall_s)}; {device}",
         "",
-        *_table(("", "total", "of it", "a step"), rows),
+        *aligned(("", "total", "of it", "a step"), rows),
     ]
 
 
@@ -62,7 +63,7 @@ def _phases(attribution: Attribution) -> list[str]:
         (p.name, format_seconds(p.host_s), format_seconds(p.device_s), str(p.launches))
         for p in attribution.phases
     ]
-    return _table(("phase", "host", "device", "launches"), rows)
+    return aligned(("phase", "host", "device", "launches"), rows)
 
 
 def _operators(attribution: Attribution) -> list[str]:
@@ -70,7 +71,7 @@ def _operators(attribution: Attribution) -> list[str]:
         (_short(o.name), str(o.calls), format_seconds(o.host_s), format_seconds(o.device_s))
         for o in attribution.operators[:_SHOWN]
     ]
-    return _table(("operator", "calls", "host, itself", "device"), rows)
+    return aligned(("operator", "calls", "host, itself", "device"), rows)
 
 
 def _kernels(attribution: Attribution) -> list[str]:
@@ -78,7 +79,7 @@ def _kernels(attribution: Attribution) -> list[str]:
         (_short(k.name), str(k.calls), format_seconds(k.device_s))
         for k in attribution.kernels[:_SHOWN]
     ]
-    return _table(("kernel", "calls", "device"), rows)
+    return aligned(("kernel", "calls", "device"), rows)
 
 
 def _waits(attribution: Attribution) -> list[str]:
@@ -86,7 +87,7 @@ def _waits(attribution: Attribution) -> list[str]:
         (w.call, w.operator or "-", w.line or "-", str(w.calls), format_seconds(w.wait_s))
         for w in attribution.waits[:_SHOWN]
     ]
-    return _table(("the host waits in", "for", "called by", "calls", "time"), rows)
+    return aligned(("the host waits in", "for", "called by", "calls", "time"), rows)
 
 
 def _cells(total: Total, field: str) -> tuple[str, str, str]:
@@ -104,18 +105,3 @@ def _range(steps: Sequence[Breakdown], field: str) -> str:
 
 def _short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 4]} ..."
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """First column to the left, all others to the right; nothing where there are no rows."""
-    table = [header, *rows]
-    if len(table) == 1:
-        return []
-    widths = [max(len(row[k]) for row in table) for k in range(len(header))]
-    return [
-        "  ".join(
-            cell.ljust(width) if k == 0 else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in table
-    ]
