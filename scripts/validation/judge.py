@@ -1,13 +1,16 @@
 """What decisions come to over the pool: ``docs/validation/gate.md`` and its plot."""
 
 import datetime
+import functools
 import json
 import math
 import random
 import time
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import live
@@ -34,6 +37,8 @@ TITLES = {
     "loader": "loader-bound, 2 workers",
     "ddp": "DDP, 2 ranks",
 }
+STEPS = {"fastest step": 0, "first decile": 10, "lower quartile": 25, "median": 50}
+SCREEN_S, FOUND = 15.0, 0.95  # what is aimed at
 _DASHES = ("--", "-.", ":", (0, (5, 1, 1, 1)))
 
 Kind = tuple[str, float]
@@ -104,8 +109,28 @@ def _decisions(name: str, part: float) -> Rates:
 
 
 def _spread(name: str) -> float:
-    ratios = [pool.log_ratio(name, pair) for pair in pool.load(name, 0.0)]
+    return _scatter([pool.log_ratio(name, pair) for pair in pool.load(name, 0.0)])
+
+
+def _scatter(ratios: Sequence[float]) -> float:
     return stats.center(ratios, TRIMMED).standard_error * math.sqrt(len(ratios))
+
+
+def _scatters(name: str) -> dict[str, float]:
+    """By what a process might count by instead."""
+    pairs = pool.load(name, 0.0)
+
+    def scatter(way: Callable[[dict[str, Any]], float]) -> float:
+        return _scatter([math.log(way(pair["head"]) / way(pair["base"])) for pair in pairs])
+
+    def quantile(percent: int, side: dict[str, Any]) -> float:
+        return float(side["step_quantiles_us"][-1][pool.QUANTILES.index(percent)])
+
+    def all_turns(side: dict[str, Any]) -> float:
+        return float(np.mean(side["turn_means_us"]))
+
+    steps = {title: scatter(functools.partial(quantile, q)) for title, q in STEPS.items()}
+    return {**steps, "all turns": scatter(all_turns)}
 
 
 def _usual(gate: str, name: str, part: float) -> float:
@@ -148,6 +173,10 @@ def _page(
         parts=pool.PARTS[1:],
         rates=rates,
         spreads=spreads,
+        scatters={name: _scatters(name) for name in TITLES},
+        screen_s=SCREEN_S,
+        slow_screens=[n for n in TITLES if _screen_s(rates[n, 0.0]) > SCREEN_S],
+        unfound=[n for n in TITLES if _found(rates[n, live.SLOWDOWN]) < FOUND],
         detectable={n: math.expm1(detectable(spread, BAR)) for n, spread in spreads.items()},
         suite=SUITE,
         suite_alarms=tuple(100 * (1 - (1 - p) ** SUITE) for p in (alarms / total, low, high)),
@@ -159,6 +188,14 @@ def _page(
         gates=usual.GATES,
         usual=usual_rates,
     )
+
+
+def _screen_s(found: Rates) -> float:
+    return found.screen_pairs * found.pair_s
+
+
+def _found(found: Rates) -> float:
+    return found.verdicts[Verdict.SLOWER] / found.verdicts.total()
 
 
 def _live_rows() -> list[dict[str, object]]:

@@ -109,6 +109,23 @@ def _is_suspect(ratios: stats.FloatArray, bar: float) -> BoolArray:
     return np.asarray(wild | (_middle(ratios) >= SUSPECT * bar))
 
 
+def suspects(ratios: stats.FloatArray, bar: float) -> BoolArray:
+    """Which screens end in suspicion.
+
+    Args:
+        ratios: of as many pairs as both looks may take, ``[screens, 2 * NUM_SCREEN]``.
+        bar: the threshold's log ratio.
+    """
+    first = ratios[:, :NUM_SCREEN]
+    return ~_clears(first, bar) & (_is_loud(first, bar) | _is_suspect(ratios, bar))
+
+
+def pairs_screened(ratios: stats.FloatArray, bar: float) -> npt.NDArray[np.int_]:
+    """How many of these pairs each screen looks at."""
+    first = ratios[:, :NUM_SCREEN]
+    return np.where(_clears(first, bar) | _is_loud(first, bar), NUM_SCREEN, 2 * NUM_SCREEN)
+
+
 def _middle(ratios: stats.FloatArray) -> stats.FloatArray:
     return np.asarray(np.abs(np.median(ratios, axis=-1)))
 
@@ -187,9 +204,7 @@ def power(slowdown: float, spread: float, bar: float) -> float:
     """
     if spread == 0:
         return float(slowdown > bar)
-    ratios = slowdown + spread * _many_screens()
-    first = ratios[:, :NUM_SCREEN]
-    suspected = ~_clears(first, bar) & (_is_loud(first, bar) | _is_suspect(ratios, bar))
+    suspected = suspects(slowdown + spread * _many_screens(), bar)
     num_pairs = pairs_needed(spread, bar)
     edge = max(bar, reach(spread, num_pairs))
     confirmed = float(ndtr((slowdown - edge) / (spread / math.sqrt(num_pairs))))
