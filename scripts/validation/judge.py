@@ -68,17 +68,31 @@ class Rates(Verdicts):
     pair_s: float
     num_recorded: int
 
+    @property
+    def screen_s(self) -> float:
+        return self.screen_pairs * self.pair_s
+
+    @property
+    def wall_s(self) -> float:
+        return self.pairs * self.pair_s
+
 
 def judge() -> None:
     """Draw decisions from the pool, and write the page."""
     start_s = time.monotonic()
     kinds = [(name, part) for name in pool.CLASSES for part in pool.PARTS]
     rates = {kind: _decisions(*kind) for kind in kinds}
+    exact = {name: _decisions(name, live.SLOWDOWN, moved=True) for name in pool.CLASSES}
+    short = {
+        (name, part): _decisions(name, part, part_of_turns=pool.HALF, moved=part > 0)
+        for name in pool.CLASSES
+        for part in (0.0, live.SLOWDOWN)
+    }
     usual_rates = {(gate, *kind): _usual(gate, *kind) for gate in usual.GATES for kind in kinds}
     spreads = {name: _spread(name) for name in pool.CLASSES}
     plot = PAGE.with_suffix(".png")
     _draw(rates, usual_rates, spreads, plot)
-    PAGE.write_text(_page(rates, usual_rates, spreads))
+    PAGE.write_text(_page(rates, exact, short, usual_rates, spreads))
     print(f"{PAGE} and {plot.name} in {time.monotonic() - start_s:.0f} s")
 
 
@@ -91,10 +105,22 @@ def wilson(num: int, total: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def _decisions(name: str, part: float) -> Rates:
-    """The gate's own decision, pairs drawn from the pool with replacement."""
+def _decisions(
+    name: str, part: float, *, part_of_turns: float = pool.WHOLE, moved: bool = False
+) -> Rates:
+    """The gate's own decision, pairs drawn from the pool with replacement.
+
+    Args:
+        name: of a class.
+        part: the slowdown that was planted.
+        part_of_turns: as if pairs were that much shorter.
+        moved: all of them, together, to where the slowdown is exactly the planted one.
+    """
     pairs = pool.load(name, part)
-    ratios = [pool.log_ratio(name, pair) for pair in pairs]
+    ratios = [pool.log_ratio(name, pair, part_of_turns) for pair in pairs]
+    if moved:
+        off = stats.center(ratios, TRIMMED).estimate - math.log1p(part)
+        ratios = [ratio - off for ratio in ratios]
     source = random.Random(0)
     number = NUM_SLOWER if part else NUM_SAME
     decisions = [decide(lambda: source.choice(ratios), THRESHOLD) for _ in range(number)]
@@ -103,7 +129,7 @@ def _decisions(name: str, part: float) -> Rates:
         verdicts=Counter(decision.verdict for decision in decisions),
         pairs=float(np.mean([len(d.screened) + len(d.confirmed) for d in decisions])),
         screen_pairs=float(np.mean([len(d.screened) for d in decisions])),
-        pair_s=float(np.median([pair["wall_s"] for pair in pairs])),
+        pair_s=float(np.median([pool.pair_s(pair, part_of_turns) for pair in pairs])),
         num_recorded=len(pairs),
     )
 
@@ -148,6 +174,8 @@ def _usual(gate: str, name: str, part: float) -> float:
 
 def _page(
     rates: dict[Kind, Rates],
+    exact: dict[str, Rates],
+    short: dict[Kind, Rates],
     usual_rates: dict[tuple[str, str, float], float],
     spreads: dict[str, float],
 ) -> str:
@@ -172,11 +200,13 @@ def _page(
         titles=TITLES,
         parts=pool.PARTS[1:],
         rates=rates,
+        exact=exact,
+        short=short,
         spreads=spreads,
         scatters={name: _scatters(name) for name in TITLES},
         screen_s=SCREEN_S,
-        slow_screens=[n for n in TITLES if _screen_s(rates[n, 0.0]) > SCREEN_S],
-        unfound=[n for n in TITLES if _found(rates[n, live.SLOWDOWN]) < FOUND],
+        slow_screens=[n for n in TITLES if rates[n, 0.0].screen_s > SCREEN_S],
+        unfound=[n for n in TITLES if _found(exact[n]) < FOUND],
         detectable={n: math.expm1(detectable(spread, BAR)) for n, spread in spreads.items()},
         suite=SUITE,
         suite_alarms=tuple(100 * (1 - (1 - p) ** SUITE) for p in (alarms / total, low, high)),
@@ -188,10 +218,6 @@ def _page(
         gates=usual.GATES,
         usual=usual_rates,
     )
-
-
-def _screen_s(found: Rates) -> float:
-    return found.screen_pairs * found.pair_s
 
 
 def _found(found: Rates) -> float:

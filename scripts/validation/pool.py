@@ -13,6 +13,7 @@ import os
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,18 @@ CLASSES = {
 PARTS = (0.0, 0.03, 0.05, 0.1)
 QUANTILES = (0, 1, 2, 5, 10, 15, 20, 25, 35, 50, 75, 90, 95)
 # Quantiles are kept of the first half of the turns too, to tell what shorter pairs would give.
-PARTS_OF_TURNS = (0.5, 1.0)
+HALF, WHOLE = 0.5, 1.0
+PARTS_OF_TURNS = (HALF, WHOLE)
 NUM_THINNED = 40
 PLAN = Plan(warmup=5, steps=1, max_seconds=0.5, timeout=60)
 
 
-def record(minutes: float, num_same: int, num_planted: int) -> None:
+def record(minutes: float, num_same: int, num_planted: int, classes: Sequence[str]) -> None:
     """Record what the pool lacks, a pair of each kind after another, until time is up."""
     POOL.mkdir(parents=True, exist_ok=True)
     deadline_s = time.monotonic() + 60 * minutes
     order = random.Random(time.time_ns())
-    files = {(c, p): POOL / f"{c}.{p:g}.jsonl" for c in CLASSES for p in PARTS}
+    files = {(c, p): POOL / f"{c}.{p:g}.jsonl" for c in classes for p in PARTS}
     num_pairs = {kind: len(load(*kind)) for kind in files}
     wanted = {kind: num_planted if kind[1] else num_same for kind in files}
     with Runner(environment=STEADY_MEMORY) as runner:
@@ -78,7 +80,7 @@ def record(minutes: float, num_same: int, num_planted: int) -> None:
                 f"{kind[1]:g} in {pair.wall_s:.1f} s",
                 flush=True,
             )
-    if num_pairs == wanted:
+    if all(num_pairs[kind] >= wanted[kind] for kind in files):
         for kind, file in files.items():
             lines = [json.dumps(pair, separators=(",", ":")) for pair in load(*kind)]
             packed = gzip.compress("\n".join(lines).encode(), mtime=0)
@@ -153,12 +155,20 @@ def load(name: str, part: float) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def log_ratio(name: str, pair: dict[str, Any]) -> float:
+def log_ratio(name: str, pair: dict[str, Any], part_of_turns: float = WHOLE) -> float:
     """What the gate takes a recorded pair for; the same as ``stepmark.gate.trial.log_ratio``."""
 
     def step_us(side: dict[str, Any]) -> float:
         if "num_workers" in CLASSES[name][1]:
-            return float(np.mean(side["turn_means_us"]))
-        return float(side["step_quantiles_us"][-1][QUANTILES.index(int(PERCENTILE))])
+            turns_us = side["turn_means_us"]
+            return float(np.mean(turns_us[: round(part_of_turns * len(turns_us))]))
+        quantiles_us = side["step_quantiles_us"][PARTS_OF_TURNS.index(part_of_turns)]
+        return float(quantiles_us[QUANTILES.index(int(PERCENTILE))])
 
     return math.log(step_us(pair["head"]) / step_us(pair["base"]))
+
+
+def pair_s(pair: dict[str, Any], part_of_turns: float = WHOLE) -> float:
+    """How long a pair took, or had taken with fewer turns."""
+    turns_us = sum(sum(pair[side]["turn_means_us"]) for side in ("base", "head"))
+    return float(pair["wall_s"] - (1 - part_of_turns) * 1e-6 * turns_us * pair["num_steps"])
