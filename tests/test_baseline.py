@@ -34,9 +34,12 @@ def build():
 
 SUITE = """
 import os
+import pytest
 from stepmark import Plan, Scenario
 
 def test_step(measure):
+    if "SKIP" in os.environ:
+        pytest.skip("the test says so")
     scenario = Scenario(workload="train.py:build", device="cpu", batch_size=2, threads=1)
     result = measure(scenario, Plan(steps=5, max_seconds=0.5))
     assert "FAIL" not in os.environ, "the test says no"
@@ -154,6 +157,12 @@ def test_where_all_is_skipped_nothing_was_compared(suite: Path) -> None:
         SUITE.replace('device="cpu"', 'device="mps", world_size=9')
     )
     done = run_pytest(suite, COMPARE, FAIL)
+    assert done.returncode == 1
+    assert "in the earlier run, and skipped now: test_suite.py::test_step" in done.stdout
+
+
+def test_where_no_test_is_left_nothing_was_compared(suite: Path) -> None:
+    done = run_pytest(suite, COMPARE, FAIL, SKIP="1")
     assert done.returncode == 1
     assert "no test measured anything: nothing was compared" in done.stdout
 

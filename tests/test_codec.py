@@ -150,3 +150,19 @@ def test_a_missing_field_is_refused_by_name(name: str) -> None:
 def test_an_object_is_not_made_from_anything_but_an_object(data: object) -> None:
     with pytest.raises(DecodeError, match="Outer: expected dict, found"):
         decode(Outer, data)
+
+
+def test_a_sparse_copy_leaves_out_what_has_its_default_and_reads_back() -> None:
+    outer = Outer(
+        name="a",
+        flag=False,
+        colour=Colour.RED,
+        inners=(Inner(number=1), Inner(number=2, share=0.5)),
+        facts={},
+        inner=None,
+    )
+    data = encode(outer, sparse=True)
+    assert data["inners"] == [{"number": 1}, {"number": 2, "share": 0.5}]
+    assert "rows" not in data
+    assert data["inner"] is None, "it has no default"
+    assert decode(Outer, data) == outer

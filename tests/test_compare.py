@@ -14,13 +14,21 @@ from typing import Any
 import pytest
 from commands import stepmark
 
-from stepmark.compare import Comparison, Rules, Verdict, compare_runs, exit_code, judge_floors
+from stepmark.compare import (
+    Comparison,
+    Rules,
+    Verdict,
+    command,
+    compare_runs,
+    exit_code,
+    judge_floors,
+)
 from stepmark.compare.command import parse_fraction
 from stepmark.compare.output import write
 from stepmark.compare.verdict import drift
 from stepmark.errors import UsageError
 from stepmark.result import Outcome, Result
-from stepmark.scenario import Scenario
+from stepmark.scenario import Plan, Scenario
 from tests.factories import (
     make_machine,
     make_memory,
@@ -181,6 +189,58 @@ def test_other_settings_are_not_compared() -> None:
     assert found.reason == "other setting: threads is 2 in base and 1 in head"
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (Plan(steps=2000), "other plan: steps is 50 in base and 2000 in head"),
+        (Plan(max_seconds=1.0), "other plan: max_seconds is 10 in base and 1 in head"),
+    ],
+)
+def test_windows_of_another_length_are_not_compared(other: Plan, message: str) -> None:
+    """The fastest of more steps is faster."""
+    found = compared(processes(plan=Plan()), processes(seed=1, plan=other))
+    assert found.verdict is Verdict.INCOMPARABLE
+    assert found.reason == message
+
+
+def test_what_an_interrupted_run_lacks_is_said() -> None:
+    scenario, never = make_scenario(), make_scenario(batch_size=128)
+    base = make_run(*processes(scenario=scenario))
+    cut = [(scenario.id, 8), (scenario.id, 9), (never.id, 0)]
+    head = dataclasses.replace(
+        make_run(*processes(seed=1, number=8, scenario=scenario)), missing=tuple(cut)
+    )
+    found, missing = compare_runs(base, head, Rules())
+    assert found.verdict is Verdict.SAME
+    assert found.remarks == ("head was interrupted, 2 of its repeats lack here",)
+    assert missing.verdict is Verdict.MISSING
+    assert missing.reason == "base: was not measured"
+
+
+def test_a_step_of_no_time_is_no_figure() -> None:
+    window = make_window(num_steps=5, window_s=0.0, step_s=(0.0,) * 5)
+    nothing = make_result(rank={"window": window})
+    assert compared(processes(), [nothing]).verdict is Verdict.MISSING
+
+
+def test_waiting_for_data_is_told_when_it_became_much_more() -> None:
+    waiting = [
+        dataclasses.replace(
+            result,
+            ranks=tuple(
+                dataclasses.replace(
+                    rank,
+                    phases=dataclasses.replace(rank.phases, data_wait_s=rank.phases.step_s * 0.6),
+                )
+                for rank in result.ranks
+            ),
+        )
+        for result in processes(seed=1)
+    ]
+    (remark,) = compared(processes(), waiting).remarks
+    assert remark.startswith("60.0 % of a step is waiting for data, ")
+
+
 def test_another_host_with_the_same_hardware_is_advisory_only() -> None:
     found = compared(processes(), processes(1.1, seed=1, machine=make_machine(host="bench-2")))
     assert found.verdict is Verdict.INCONCLUSIVE
@@ -281,6 +341,22 @@ def test_junit_has_failures_errors_and_skips() -> None:
     assert counts == {"tests": "5", "failures": "1", "errors": "2", "skipped": "1"}
 
 
+def test_what_was_skipped_is_in_every_format() -> None:
+    skipped = {"mlp-cuda": "no CUDA <device> here"}
+    found = verdicts(Verdict.SAME)
+    written = {
+        name: write(found, name, title="a -> b", skipped=skipped)
+        for name in ("table", "markdown", "json", "junit")
+    }
+    assert "mlp-cuda: skipped: no CUDA <device> here" in written["table"]
+    assert "1 SAME, 1 skipped" in written["table"]
+    assert "| skipped | no CUDA &lt;device&gt; here |" in written["markdown"]
+    assert json.loads(written["json"])["skipped"] == skipped
+    suite = ElementTree.fromstring(written["junit"])
+    assert (suite.get("tests"), suite.get("skipped")) == ("2", "1")
+    assert [child.tag for case in suite for child in case] == ["skipped"]
+
+
 def test_markdown_says_the_counts_first_and_keeps_to_its_columns() -> None:
     (comparison,) = verdicts(Verdict.SLOWER)
     text = write([dataclasses.replace(comparison, reason="a | b")], "markdown", title="a -> b")
@@ -356,6 +432,37 @@ def test_the_commands_mistakes_are_one_message(
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["compare", "bench"])
+def test_a_reader_that_has_seen_enough_takes_nothing_from_the_exit_code(
+    saved: Path, command: str
+) -> None:
+    """As ``| head -1`` does; more is printed than a pipe would hold."""
+    words = {"compare": ["-m", "stepmark", "compare"], "bench": ["-m", "bench.compare"]}[command]
+    code = (
+        "import subprocess, sys; p = subprocess.Popen([sys.executable, *sys.argv[1:]], "
+        "stdout=subprocess.PIPE); p.stdout.close(); sys.exit(p.wait())"
+    )
+    options = ["--results", str(saved / "results"), "--format", "json"]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words, "base", "slow", *options],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""
+
+
+def test_a_mistake_of_stepmarks_own_is_no_verdict(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(command, "compare_runs", fail)
+    assert command.main(["base", "again", "--results", str(saved / "results")]) == 2
+    assert "stepmark itself failed (RuntimeError: a bug)" in capsys.readouterr().err
 
 
 def test_runs_without_a_common_scenario_are_not_passed(tmp_path: Path) -> None:

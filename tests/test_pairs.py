@@ -19,12 +19,14 @@ from stepmark.gate.pairs import (
     PairFailedError,
     Rhythm,
     Side,
+    _of_all_ranks,
     cpus_for,
     measure_pair,
     rhythm,
 )
 from stepmark.result import Outcome
 from stepmark.runner import Runner
+from stepmark.runner.messages import Origins
 from stepmark.scenario import Plan, Scenario
 
 PLAN = Plan(steps=1, warmup=2, max_seconds=0.2, timeout=30)
@@ -78,6 +80,18 @@ def make_side(folder: Path, name: str, *, sleep_s: float = 0.001, loss: str = "p
     (directory / "train.py").write_text(WORKLOAD.format(log=log, loss=loss))
     (directory / "lib" / "helper.py").write_text(f"SLEEP_S = {sleep_s}")
     return Side(name=name, directory=directory, sys_path=(str(directory / "lib"), *sys.path))
+
+
+def confined(
+    folder: Path, name: str, *, opened: Path | None = None, own_code: bool = False
+) -> Side:
+    """A side that is a checkout of the repository in the folder ``working``."""
+    side = Side(name=name, directory=folder / name, sys_path=())
+    if not side.directory.exists():
+        side = make_side(folder, name)
+    places = tuple(str(path) for path in (side.directory, opened) if path is not None)
+    origins = Origins(closed=str(folder / "working"), opened=places, own_code=own_code)
+    return dataclasses.replace(side, origins=origins)
 
 
 def run(runner: Runner, base: Side, head: Side, **axes: int) -> Pair:
@@ -136,7 +150,7 @@ def test_each_side_runs_its_own_code_and_only_in_its_turn(
             "ValueError: the reason",
         ),
         ("if calls == 30: os.kill(os.getpid(), signal.SIGKILL)", Outcome.FAILED, "SIGKILL"),
-        ("if calls == 30: time.sleep(1000)", Outcome.TIMEOUT, "not finished after 4 s"),
+        ("if calls == 30: time.sleep(1000)", Outcome.TIMEOUT, "not finished after 8 s"),
     ],
     ids=["raises", "killed", "hangs"],
 )
@@ -145,7 +159,7 @@ def test_a_side_that_dies_is_named_with_its_reason(
 ) -> None:
     base, head = make_side(tmp_path, "base"), make_side(tmp_path, "head", loss=loss)
     scenario = Scenario(workload="train.py:build", device="cpu", batch_size=2, threads=1)
-    plan = Plan(steps=1, warmup=2, max_seconds=0.1, timeout=4)
+    plan = Plan(steps=1, warmup=2, max_seconds=0.1, timeout=8)
     with pytest.raises(PairFailedError) as failed:
         measure_pair((runner, runner), (base, head), scenario, plan, (), random.Random(0))
     assert failed.value.side == "head"
@@ -257,29 +271,68 @@ def test_pairs_keep_to_as_many_cpus_as_they_compute_on(
 
 def test_a_module_from_the_working_tree_is_no_sides_own(runner: Runner, tmp_path: Path) -> None:
     working = make_side(tmp_path, "working")
-    base, head = (
-        dataclasses.replace(make_side(tmp_path, name), closed=tmp_path / "working")
-        for name in ("base", "head")
-    )
+    base, head = (confined(tmp_path, name) for name in ("base", "head"))
     assert run(runner, base, head).base.windows_s
     # As an import hook of an editable install finds it, wherever the search path leads.
     head = dataclasses.replace(head, sys_path=working.sys_path)
     with pytest.raises(PairFailedError, match=r"module 'helper' came from .*working/lib/helper"):
         run(runner, base, head)
     # What was linked to on purpose is the same for both sides on purpose.
-    head = dataclasses.replace(head, opened=(tmp_path / "working" / "lib",))
+    head = confined(tmp_path, "head", opened=tmp_path / "working" / "lib")
+    head = dataclasses.replace(head, sys_path=working.sys_path)
     base = make_side(tmp_path, "again")
     assert run(runner, base, head).head.windows_s
 
 
 def test_an_installed_copy_of_the_sides_own_code_is_refused(runner: Runner, tmp_path: Path) -> None:
     """Here the copy is of a package that certainly is installed."""
-    base, head = (
-        dataclasses.replace(make_side(tmp_path, name), closed=tmp_path / "working")
-        for name in ("base", "head")
-    )
+    base, head = (confined(tmp_path, name) for name in ("base", "head"))
     (head.directory / ".git").touch()
     (head.directory / "src" / "psutil").mkdir(parents=True)
     (head.directory / "src" / "psutil" / "__init__.py").touch()
-    with pytest.raises(PairFailedError, match=r"module 'psutil' is an installed copy"):
+    with pytest.raises(PairFailedError, match=r"module 'psutil' came from .*has its own"):
         run(runner, base, head)
+
+
+def test_a_copy_of_the_sides_own_code_is_refused_wherever_it_lies(
+    runner: Runner, tmp_path: Path
+) -> None:
+    """As an editable install of another clone puts it on the search path, first of all."""
+    other = make_side(tmp_path, "other")
+    base, head = (confined(tmp_path, name) for name in ("base", "head"))
+    (head.directory / ".git").touch()
+    (head.directory / "src").mkdir()
+    (head.directory / "lib" / "helper.py").rename(head.directory / "src" / "helper.py")
+    head = dataclasses.replace(head, sys_path=other.sys_path)
+    with pytest.raises(PairFailedError, match=r"'helper' came from .*other/lib/helper\.py"):
+        run(runner, base, head)
+
+
+def test_sides_that_both_run_code_from_elsewhere_are_refused(
+    runner: Runner, tmp_path: Path
+) -> None:
+    base, head = (confined(tmp_path, name, own_code=True) for name in ("base", "head"))
+    assert run(runner, base, head).base.windows_s
+    scenario = Scenario(workload="mlp-toy", device="cpu", batch_size=2, threads=1)
+    with pytest.raises(PairFailedError, match=r"both sides: .*would run the same code") as caught:
+        measure_pair((runner, runner), (base, head), scenario, PLAN, (), random.Random(0))
+    assert caught.value.ending.outcome is Outcome.FAILED
+
+
+def test_what_runs_on_neither_side_is_blamed_on_none(runner: Runner, tmp_path: Path) -> None:
+    base, head = (make_side(tmp_path, name, loss="1 / 0") for name in ("base", "head"))
+    with pytest.raises(PairFailedError, match="both sides: failed: ZeroDivisionError"):
+        run(runner, base, head)
+    sound = make_side(tmp_path, "sound")
+    with pytest.raises(PairFailedError, match="base: failed: ZeroDivisionError"):
+        run(runner, base, sound)
+
+
+def test_figures_of_all_ranks_are_kept() -> None:
+    first = {"batch": "2x4 float32", "loss": "1.5", "peak_allocated_bytes": "900"}
+    second = {"batch": "2x4 float32", "loss": "2.5", "peak_allocated_bytes": "1000"}
+    assert _of_all_ranks([first, second]) == {
+        "batch": "2x4 float32",
+        "loss": "1.5; 2.5",
+        "peak_allocated_bytes": "1000",
+    }

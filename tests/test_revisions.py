@@ -93,7 +93,9 @@ def test_the_search_path_is_turned_to_the_checkout(
     repo = Repository(repository)
     with sides(repo, repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
         assert base.sys_path == (str(base.directory / "src"), outside, str(base.directory))
-        assert base.closed == repository
+        assert base.origins is not None
+        assert base.origins.closed == str(repository)
+        assert base.origins.own_code, "one interpreter: the sides must differ by their code"
 
 
 def test_an_environment_in_the_repository_stays_and_one_around_it_does_not_matter(
@@ -103,7 +105,11 @@ def test_an_environment_in_the_repository_stays_and_one_around_it_does_not_matte
     monkeypatch.setattr(sys, "path", [str(packages), str(repository / "src")])
     monkeypatch.chdir(repository)
     repo = Repository(repository)
-    for prefix, moved in ((repository / ".venv", [False, True]), (repository.parent, [True, True])):
+    for prefix, moved in (
+        (repository / ".venv", [False, True]),
+        (repository.parent, [True, True]),
+        (repository, [True, True]),
+    ):
         monkeypatch.setattr(sys, "prefix", str(prefix))
         with sides(repo, repo.revision("HEAD~1"), repo.revision("HEAD")) as (base, _):
             found = [entry.startswith(str(base.directory)) for entry in base.sys_path]
@@ -218,6 +224,24 @@ def test_checkouts_of_the_users_own_are_not_forgotten(repository: Path) -> None:
     assert "own" in git(repository, "worktree", "list")
 
 
+@pytest.mark.parametrize("name", ["stepmark-gate-4194999", "stepmark-gate-abc", "stepmark-gate-"])
+def test_folders_that_are_only_named_like_the_gates_are_left_alone(
+    repository: Path, tmp_path: Path, name: str
+) -> None:
+    """As if left by a process that is no more; both the repository and a worktree of it."""
+    folder = tmp_path / name
+    folder.mkdir()
+    repository = repository.rename(folder / "base")
+    git(repository, "worktree", "add", "--detach", str(folder / "mine"))
+    (folder / "notes.txt").write_text("mine")
+    for directory in (repository, folder / "mine"):
+        repo = Repository(directory)
+        with sides(repo, repo.revision("HEAD"), repo.revision("HEAD")):
+            pass
+    assert sorted(path.name for path in folder.iterdir()) == ["base", "mine", "notes.txt"]
+    assert (repository / "train.py").read_text() == "three"
+
+
 def test_a_submodules_place_may_be_linked_to(repository: Path) -> None:
     other = repository.parent / "other"
     other.mkdir()
@@ -231,7 +255,8 @@ def test_a_submodules_place_may_be_linked_to(repository: Path) -> None:
     head = repo.revision("HEAD")
     with sides(repo, head, head, "sub") as (_, side):
         assert (side.directory / "sub" / "module.py").read_text() == "here"
-        assert repository / "sub" in side.opened
+        assert side.origins is not None
+        assert str(repository / "sub") in side.origins.opened
 
 
 def test_modules_that_are_not_in_git_are_named(repository: Path) -> None:

@@ -1,5 +1,6 @@
 """Trials of scenarios, with pairs that are made up."""
 
+import importlib
 import itertools
 import json
 import random
@@ -178,6 +179,28 @@ def test_another_loss_is_told_and_refused_only_where_it_was_asked_for() -> None:
     ):
         strict = Rules(threshold=0.03, same_loss=True)
         assert try_scenario(make_scenario(), give(given), strict).comparison.verdict is expected
+
+
+def test_a_loss_that_wavers_is_not_the_same() -> None:
+    """As of augmentation that draws from something nobody seeded."""
+    pairs = [make_pair(make_record(loss=str(k)), make_record(loss=str(k + 0.5))) for k in range(3)]
+    found = try_scenario(make_scenario(), give(*pairs), Rules(same_loss=True)).comparison
+    assert found.verdict is Verdict.INCOMPARABLE
+    assert "not the same from process to process" in found.reason
+    assert try_scenario(make_scenario(), give(*pairs), RULES).comparison.verdict is Verdict.SAME
+
+
+@pytest.mark.parametrize("name", ["cnn", "loader"])
+def test_the_validations_pairs_count_as_the_gates_do(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was kept of recorded pairs gives the ratio that the gate took them for."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "scripts" / "validation")
+    pool = importlib.import_module("pool")
+    pair = make_pair(make_record(0.001, noise=0.3), make_record(0.0011, noise=0.2))
+    axes = {axis: v for axis, v in pool.CLASSES[name][1].items() if axis == "num_workers"}
+    expected = log_ratio(pair, make_scenario(**axes))
+    assert pool.log_ratio(name, pool.summary(pair)) == pytest.approx(expected, rel=1e-3)
 
 
 def test_stalls_are_told_though_they_do_not_decide() -> None:

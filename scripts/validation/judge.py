@@ -142,6 +142,12 @@ def _scatter(ratios: Sequence[float]) -> float:
     return stats.center(ratios, TRIMMED).standard_error * math.sqrt(len(ratios))
 
 
+def _turn_scatter(name: str) -> float:
+    """Of single turns of base's, in a typical process."""
+    turns = [np.log(pair["base"]["turn_means_us"]) for pair in pool.load(name, 0.0)]
+    return float(np.median([np.std(of_process, ddof=1) for of_process in turns]))
+
+
 def _scatters(name: str) -> dict[str, float]:
     """By what a process might count by instead."""
     pairs = pool.load(name, 0.0)
@@ -207,6 +213,7 @@ def _page(
         screen_s=SCREEN_S,
         slow_screens=[n for n in TITLES if rates[n, 0.0].screen_s > SCREEN_S],
         unfound=[n for n in TITLES if _found(exact[n]) < FOUND],
+        turn_scatters={name: _turn_scatter(name) for name in TITLES},
         detectable={n: math.expm1(detectable(spread, BAR)) for n, spread in spreads.items()},
         suite=SUITE,
         suite_alarms=tuple(100 * (1 - (1 - p) ** SUITE) for p in (alarms / total, low, high)),

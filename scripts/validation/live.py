@@ -90,6 +90,7 @@ def _decide(repository: Path, name: str, kind: str) -> dict[str, object]:
     (comparison,) = data["comparisons"]
     return {
         "at": round(time.time()),
+        "commit": _commit(),
         "class": name,
         "kind": kind,
         "exit_code": done.returncode,
@@ -97,6 +98,13 @@ def _decide(repository: Path, name: str, kind: str) -> dict[str, object]:
         "num_pairs": len(comparison["pairs"]),
         "wall_s": round(comparison["wall_s"], 1),
     }
+
+
+def _commit() -> str:
+    """Of this code."""
+    command = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=True)
+    return done.stdout.strip()[:12]
 
 
 def _git(folder: Path, *words: str) -> None:

@@ -21,20 +21,29 @@ class DecodeError(ValueError):
     """JSON that does not have the shape of the wanted type; the message names the field."""
 
 
-def encode(value: Any) -> Any:
+def encode(value: Any, *, sparse: bool = False) -> Any:
     """A JSON-ready copy of a dataclass, enum, sequence, mapping or scalar.
+
+    Args:
+        value: what to encode.
+        sparse: fields that have their default are left out, so that an older reader, which does
+            not know the latest ones, misses nothing.
 
     Raises:
         ValueError: a float is not finite (strict JSON has no NaN), or the type is unknown.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            field.name: encode(item, sparse=sparse)
+            for field in dataclasses.fields(value)
+            if (item := getattr(value, field.name)) != field.default or not sparse
+        }
     if isinstance(value, enum.Enum):
         return value.value
     if isinstance(value, Mapping):
-        return {str(key): encode(item) for key, item in value.items()}
+        return {str(key): encode(item, sparse=sparse) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [encode(item) for item in value]
+        return [encode(item, sparse=sparse) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value}: strict JSON has no such number")
     if value is None or isinstance(value, (str, bool, int, float)):

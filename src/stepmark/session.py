@@ -4,11 +4,13 @@ import dataclasses
 import functools
 import itertools
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,7 +78,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     clock = Stopwatch(device)
     build = workloads.load(scenario.workload)
     import_s = clock.lap_s()
-    torch.manual_seed(SEED)
+    _seed(SEED)
     workload = build()
     switches.set_back()
     training = make_training(workload, scenario, device)
@@ -92,7 +94,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         training = dataclasses.replace(training, model=model)
     process_group_s = clock.lap_s()
     # Dropout and augmentation in the main process differ from rank to rank.
-    torch.manual_seed(SEED + place.rank)
+    _seed(SEED + place.rank)
     batches = iter(loader)
     first = next(batches)
     first_batch_s = clock.lap_s()
@@ -118,6 +120,13 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         bare_batch=on_meta(first),
         losses=losses,
     )
+
+
+def _seed(seed: int) -> None:
+    """Of whatever a workload may draw from; a forked process draws Python's own anew."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> RankRecord:

@@ -1,14 +1,14 @@
 """Commands and their options. What a command needs is imported when it runs, so help is quick."""
 
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from stepmark import __version__
-from stepmark.errors import StepmarkError, UsageError
+from stepmark.console import guarded
+from stepmark.errors import UsageError
 
 app = typer.Typer(
     add_completion=False,
@@ -301,17 +301,10 @@ def report(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit code 2."""
-    try:
-        app()
-    except StepmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:
-        # The reader of our output (say, head) has seen enough.
-        sys.stderr.close()
-        sys.exit(0)
-    except Exception as error:  # noqa: BLE001 - a mistake of ours must not look like a verdict
-        traceback.print_exc()
-        print(f"error: stepmark itself failed ({type(error).__name__}: {error})", file=sys.stderr)
-        sys.exit(2)
+    """Entry point."""
+    sys.exit(guarded(_run))
+
+
+def _run() -> int:
+    app()
+    return 0

@@ -2,10 +2,10 @@
 
 import io
 import json
-import sys
 from pathlib import Path
 
 from stepmark import store
+from stepmark.console import show
 from stepmark.errors import StoreError, UsageError
 
 
@@ -22,7 +22,7 @@ def export(run: str, format: str, output: Path | None, results: Path) -> None:
         raise UsageError("--format parquet: is binary; say where to with -o FILE")
     data = _FORMATS[format](store.open_run(run, results))
     if output is None:
-        sys.stdout.write(data.decode())
+        show(data.decode())
         return
     try:
         # In place: the output may be a device or a pipe, which must not be replaced by a file.

@@ -15,7 +15,9 @@ from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.compare import exit_code
 from stepmark.compare.command import parse_fraction
 from stepmark.compare.output import FORMATS, add_to_job_summary
+from stepmark.console import show
 from stepmark.errors import StoreError, UsageError
+from stepmark.fingerprint import Machine
 from stepmark.gate import noise, selftest
 from stepmark.gate.pairs import Pair, cpus_for, measure_pair
 from stepmark.gate.record import Record
@@ -90,15 +92,18 @@ def gate(scenarios: list[Scenario], asked: Asked) -> int:
             display.draw("starting the measuring processes")
             with Servers((sides.base, sides.head)) as servers:
                 title = "self-test" if asked.selftest else sides.title
+                title += _differing_software(servers.machines)
                 record = Record(
                     asked.results, title, servers.machines, {"threshold": asked.threshold}
                 )
                 runnable = _runnable(sides.scenarios, servers, record, display)
+                record.plan(runnable)
                 display.begin(len(runnable), selftest.NUM_PAIRS if asked.selftest else None)
                 measure = _measurer(servers, sides, plan, record, display)
                 for trial in _trials(runnable, measure, rules, servers, asked):
                     record.add(trial)
                     display.on_trial(trial)
+                record.finish()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         if record is not None:
@@ -121,6 +126,8 @@ def _check(asked: Asked) -> None:
         raise UsageError(f"--format {asked.format!r}: choose from {', '.join(FORMATS)}")
     if asked.output is not None and not asked.output.parent.is_dir():
         raise UsageError(f"--output {asked.output}: there is no folder {asked.output.parent}")
+    if asked.output is not None and asked.output.is_dir():
+        raise UsageError(f"--output {asked.output}: is a folder; name a file")
     pythons = asked.base_python, asked.head_python
     if asked.selftest:
         given = {"--base": asked.base, "--head": asked.head, "--base-python": asked.base_python}
@@ -146,6 +153,17 @@ def _open_sides(
     return open_sides(
         scenarios, base=asked.base, head=asked.head, pythons=pythons, links=asked.links
     )
+
+
+def _differing_software(machines: tuple[Machine, Machine]) -> str:
+    """Versions that are not the same on both sides, in brackets; empty if all are."""
+    then, now = (machine.software for machine in machines)
+    differing = [
+        f"{key} {then.get(key, 'none')} -> {now.get(key, 'none')}"
+        for key in sorted({*then, *now})
+        if then.get(key) != now.get(key)
+    ]
+    return f" ({', '.join(differing)})" if differing else ""
 
 
 def _left_out(names: list[str]) -> str:
@@ -229,7 +247,8 @@ def _trials(
 def _show(record: Record, asked: Asked) -> None:
     """Print it, and write it where it was asked for."""
     print(f"saved: {record.path}", file=sys.stderr)
-    add_to_job_summary(record.comparisons, title=record.title)
+    show(record.write("table" if asked.output else asked.format))
+    add_to_job_summary(record.comparisons, title=record.title, skipped=record.skipped)
     if asked.output is not None:
         try:
             asked.output.write_text(record.write(asked.format), encoding="utf-8")
@@ -238,8 +257,3 @@ def _show(record: Record, asked: Asked) -> None:
                 f"{asked.output}: cannot be written ({error.strerror}); everything is in "
                 f"{record.path}"
             ) from None
-    try:
-        print(record.write("table" if asked.output else asked.format), end="", flush=True)
-    except BrokenPipeError:
-        # Whoever read it has seen enough; the exit code still says what came out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,8 +1,8 @@
 """``stepmark profile``."""
 
-import sys
 from pathlib import Path
 
+from stepmark.console import show
 from stepmark.trace import attribute, break_down, read_trace
 from stepmark.trace.output import as_json, as_text
 
@@ -15,4 +15,4 @@ def analyse(trace: Path, *, json: bool) -> None:
     """
     events = read_trace(trace)
     write = as_json if json else as_text
-    sys.stdout.write(write(break_down(events), attribute(events)))
+    show(write(break_down(events), attribute(events)))

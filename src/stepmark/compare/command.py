@@ -1,16 +1,17 @@
 """The command ``stepmark compare``, also ``python -m bench.compare``: two runs in, verdicts out."""
 
 import argparse
+import functools
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from stepmark.compare.floors import Rules
 from stepmark.compare.output import FORMATS, add_to_job_summary, write
-from stepmark.compare.runs import compare_runs
+from stepmark.compare.runs import compare_runs, skips
 from stepmark.compare.verdict import exit_code
-from stepmark.errors import StepmarkError, UsageError
+from stepmark.console import guarded, show
+from stepmark.errors import UsageError
 from stepmark.store import open_run
 
 
@@ -37,26 +38,22 @@ def compare(
         raise UsageError(f"--format {format!r}: choose from {', '.join(FORMATS)}")
     rules = Rules(
         threshold=parse_fraction("--threshold", threshold),
-        compared_software=frozenset(filter(None, across.split(","))),
+        compared_software=frozenset(filter(None, map(str.strip, across.split(",")))),
     )
     base_run, head_run = open_run(base, results), open_run(head, results)
     if base_run.path.resolve() == head_run.path.resolve():
         raise UsageError(f"{base_run.path}: is both base and head; name two runs")
-    comparisons = compare_runs(base_run, head_run, rules)
+    comparisons, skipped = compare_runs(base_run, head_run, rules), skips(base_run, head_run)
     title = f"{base_run.name} -> {head_run.name}"
-    sys.stdout.write(write(comparisons, format, title=title))
-    add_to_job_summary(comparisons, title=title)
+    show(write(comparisons, format, title=title, skipped=skipped))
+    add_to_job_summary(comparisons, title=title, skipped=skipped)
     return exit_code(comparisons)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """As `compare`, from arguments without the program's name; 2 for bad usage."""
     arguments = _parser().parse_args(argv)
-    try:
-        return compare(**vars(arguments))
-    except StepmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(functools.partial(compare, **vars(arguments)))
 
 
 def parse_fraction(option: str, text: str) -> float:

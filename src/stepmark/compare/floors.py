@@ -10,9 +10,9 @@ from stepmark.units import format_percent
 
 # See docs/decisions/compare.md for how often it calls a difference between unchanged processes.
 CONFIDENCE = 0.99
-# What a real change must exceed to be found nineteen times in twenty, in half-widths of the
-# interval: (2.58 + 1.64) / 2.58, if the interval's ends lie as those of a normal distribution.
-_HALF_WIDTHS_TO_FIND = 1.64
+# By so much a real change must exceed what is called one, to be found nineteen times in twenty, in
+# half-widths of the interval: 1.64 / 2.58, if its ends lie as those of a normal distribution.
+_HALF_WIDTHS_TO_FIND = 0.64
 # Repeats beyond these add little.
 _MANY_PROCESSES = 20
 
@@ -53,7 +53,8 @@ def judge_floors(base_s: Sequence[float], head_s: Sequence[float], rules: Rules)
         )
     else:
         change, low, high = (stats.change_of(v) for v in (shift.estimate, shift.low, shift.high))
-        detectable = max(rules.threshold, stats.change_of(_HALF_WIDTHS_TO_FIND * shift.half_width))
+        called = max(math.log1p(rules.threshold), shift.half_width)
+        detectable = stats.change_of(called + _HALF_WIDTHS_TO_FIND * shift.half_width)
         if low > 0 and change > rules.threshold:
             verdict, reason = Verdict.SLOWER, f"the step takes {format_percent(change)} longer"
         elif high < 0 and change < -rules.threshold:

@@ -1,12 +1,13 @@
 """Comparisons as a table, Markdown, JSON and JUnit."""
 
 import dataclasses
+import html
 import json
 import os
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter as Tally
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,55 @@ from stepmark.units import format_change, format_percent, format_seconds
 _HEADER = ("scenario", "base", "head", "change", "interval", "detectable", "verdict")
 _EMPTY = "-"
 
+Skipped = Mapping[str, str]
+_NONE: Skipped = {}
 
-def write(comparisons: Sequence[Comparison], format: str, *, title: str) -> str:
+
+def write(
+    comparisons: Sequence[Comparison], format: str, *, title: str, skipped: Skipped = _NONE
+) -> str:
     """All comparisons in one of `FORMATS`.
 
     Args:
         comparisons: in the order to show.
         format: a key of `FORMATS`.
         title: what was compared.
+        skipped: why scenarios were compared on neither side, by id.
     """
-    return FORMATS[format](comparisons, title)
+    return FORMATS[format](comparisons, title, skipped)
 
 
-def _table(comparisons: Sequence[Comparison], title: str) -> str:
+def _table(comparisons: Sequence[Comparison], title: str, skipped: Skipped) -> str:
     rows = aligned(_HEADER, map(_row, comparisons), left=(0, len(_HEADER) - 1))
     words = [f"{c.scenario_id}: {_in_words(c)}" for c in comparisons if _in_words(c)]
-    return "\n".join([title, *rows, *words, *_closing(comparisons)]) + "\n"
+    words += [f"{scenario_id}: skipped: {reason}" for scenario_id, reason in skipped.items()]
+    return "\n".join([title, *rows, *words, *_closing(comparisons, skipped)]) + "\n"
 
 
-def _markdown(comparisons: Sequence[Comparison], title: str) -> str:
-    lines = [f"### {_escaped(title)}", "", *(f"**{text}**" for text in _closing(comparisons)), ""]
+def _markdown(comparisons: Sequence[Comparison], title: str, skipped: Skipped) -> str:
+    closing = (f"**{_escaped(text)}**" for text in _closing(comparisons, skipped))
+    lines = [f"### {_escaped(title)}", "", *closing, ""]
     lines.append("| " + " | ".join((*_HEADER, "why")) + " |")
     lines.append("|---|--:|--:|--:|--:|--:|---|---|")
     for comparison in comparisons:
         cells = (*_row(comparison), _in_words(comparison))
         lines.append("| " + " | ".join(map(_escaped, cells)) + " |")
+    for scenario_id, reason in skipped.items():
+        cells = (scenario_id, *[_EMPTY] * (len(_HEADER) - 2), "skipped", reason)
+        lines.append("| " + " | ".join(map(_escaped, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
-def as_data(comparisons: Sequence[Comparison], title: str) -> dict[str, Any]:
+def as_data(
+    comparisons: Sequence[Comparison], title: str, skipped: Skipped = _NONE
+) -> dict[str, Any]:
     """All comparisons, ready for JSON; more may be added."""
     return {
         "title": title,
         "exit_code": exit_code(comparisons),
         "drift": drift(comparisons),
         "comparisons": [dataclasses.asdict(comparison) for comparison in comparisons],
+        "skipped": dict(skipped),
     }
 
 
@@ -61,7 +76,9 @@ def as_json(data: dict[str, Any]) -> str:
     return json.dumps(data, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def add_to_job_summary(comparisons: Sequence[Comparison], *, title: str) -> None:
+def add_to_job_summary(
+    comparisons: Sequence[Comparison], *, title: str, skipped: Skipped = _NONE
+) -> None:
     """Add the Markdown to the page of a CI job, where there is one (``$GITHUB_STEP_SUMMARY``).
 
     Raises:
@@ -72,30 +89,31 @@ def add_to_job_summary(comparisons: Sequence[Comparison], *, title: str) -> None
         return
     try:
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(_markdown(comparisons, title) + "\n")
+            file.write(_markdown(comparisons, title, skipped) + "\n")
     except OSError as error:
         raise StoreError(
             f"GITHUB_STEP_SUMMARY={path}: cannot be written ({error.strerror})"
         ) from None
 
 
-def _json(comparisons: Sequence[Comparison], title: str) -> str:
-    return as_json(as_data(comparisons, title))
+def _json(comparisons: Sequence[Comparison], title: str, skipped: Skipped) -> str:
+    return as_json(as_data(comparisons, title, skipped))
 
 
-def _junit(comparisons: Sequence[Comparison], title: str) -> str:
+def _junit(comparisons: Sequence[Comparison], title: str, skipped: Skipped) -> str:
     """A regression is a failure, what is inconclusive is skipped, what cannot be told an error."""
-    suite = ElementTree.Element("testsuite", name=_valid_in_xml(title), tests=str(len(comparisons)))
+    num_tests = len(comparisons) + len(skipped)
+    suite = ElementTree.Element("testsuite", name=_valid_in_xml(title), tests=str(num_tests))
     kinds: Tally[str] = Tally()
-    for comparison in comparisons:
+    cases = [(c.scenario_id, _junit_kind(c), f"{c.verdict}: {_in_words(c)}") for c in comparisons]
+    cases += [(scenario_id, "skipped", reason) for scenario_id, reason in skipped.items()]
+    for scenario_id, kind, message in cases:
         case = ElementTree.SubElement(
-            suite, "testcase", classname="stepmark", name=_valid_in_xml(comparison.scenario_id)
+            suite, "testcase", classname="stepmark", name=_valid_in_xml(scenario_id)
         )
-        kind = _junit_kind(comparison)
         if kind:
             kinds[kind] += 1
-            message = _valid_in_xml(f"{comparison.verdict}: {_in_words(comparison)}")
-            ElementTree.SubElement(case, kind, message=message)
+            ElementTree.SubElement(case, kind, message=_valid_in_xml(message))
     suite.set("failures", str(kinds["failure"]))
     suite.set("errors", str(kinds["error"]))
     suite.set("skipped", str(kinds["skipped"]))
@@ -104,7 +122,7 @@ def _junit(comparisons: Sequence[Comparison], title: str) -> str:
     return f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n'
 
 
-FORMATS: dict[str, Callable[[Sequence[Comparison], str], str]] = {
+FORMATS: dict[str, Callable[[Sequence[Comparison], str, Skipped], str]] = {
     "table": _table,
     "markdown": _markdown,
     "json": _json,
@@ -145,15 +163,16 @@ def _in_words(comparison: Comparison) -> str:
     return "; ".join(filter(None, [comparison.reason, *counters, *comparison.remarks]))
 
 
-def _closing(comparisons: Sequence[Comparison]) -> list[str]:
+def _closing(comparisons: Sequence[Comparison], skipped: Skipped) -> list[str]:
     """How many of each verdict; and that the machine may have drifted."""
     tally = Tally(c.verdict for c in comparisons)
     counts = ", ".join(f"{tally[v]} {v}" for v in Verdict if tally[v]) or "nothing was compared"
+    counts += f", {len(skipped)} skipped" if skipped else ""
     return list(filter(None, [counts, drift(comparisons)]))
 
 
 def _escaped(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return html.escape(text, quote=False).replace("|", "\\|").replace("\n", " ")
 
 
 def _valid_in_xml(text: str) -> str:

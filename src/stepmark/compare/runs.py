@@ -1,6 +1,8 @@
 """Two saved runs, scenario by scenario: processes are the samples."""
 
 import math
+from collections import Counter as Counts
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -8,39 +10,71 @@ import numpy as np
 
 from stepmark import stats
 from stepmark.compare.floors import Rules, judge_floors
-from stepmark.compare.verdict import Comparison, Counter, Verdict, advice, peak_memory
+from stepmark.compare.verdict import (
+    ADVISORY,
+    Comparison,
+    Counter,
+    Verdict,
+    advice,
+    peak_memory,
+)
 from stepmark.fingerprint import Machine
 from stepmark.result import Outcome, Result
 from stepmark.store import Run
+from stepmark.units import format_percent
 
 
 def compare_runs(base: Run, head: Run, rules: Rules) -> list[Comparison]:
     """Compare all scenarios of two runs, in the order of base.
 
-    Scenarios that both sides skipped are left out.
+    Scenarios that both sides skipped are left out; `skips` has them.
     """
     sides = [_by_scenario(run) for run in (base, head)]
+    skipped = skips(base, head)
+    cut = tuple(_cut(name, run) for name, run in (("base", base), ("head", head)))
     comparisons = []
     for scenario_id in dict.fromkeys([*sides[0], *sides[1]]):
-        of_base, of_head = (side.get(scenario_id, []) for side in sides)
-        found = _compare(scenario_id, of_base, of_head, rules)
-        if found is not None:
-            comparisons.append(found)
+        if scenario_id not in skipped:
+            of_base, of_head = (side[scenario_id] for side in sides)
+            found = _compare(scenario_id, of_base, of_head, rules)
+            remarks = tuple(side[scenario_id] for side in cut if scenario_id in side)
+            comparisons.append(replace(found, remarks=(*remarks, *found.remarks)))
     return comparisons
 
 
-def _by_scenario(run: Run) -> dict[str, list[Result]]:
-    gathered: dict[str, list[Result]] = {}
+def skips(base: Run, head: Run) -> dict[str, str]:
+    """Why scenarios could run on neither side, by id."""
+    sides = [_by_scenario(run) for run in (base, head)]
+    return {
+        scenario_id: results[0].reason
+        for scenario_id in sides[0]
+        if (results := [*sides[0][scenario_id], *sides[1][scenario_id]])
+        and all(result.outcome is Outcome.SKIPPED for result in results)
+    }
+
+
+def _by_scenario(run: Run) -> defaultdict[str, list[Result]]:
+    """Results by scenario; none of one that was planned, and never measured."""
+    gathered: defaultdict[str, list[Result]] = defaultdict(list)
     for result in run.results:
-        gathered.setdefault(result.scenario.id, []).append(result)
+        gathered[result.scenario.id].append(result)
+    for scenario_id, _ in run.missing:
+        gathered[scenario_id] += []
     return gathered
+
+
+def _cut(name: str, run: Run) -> dict[str, str]:
+    """Of which scenarios a run that was interrupted lacks repeats, in words."""
+    lacking = Counts(scenario_id for scenario_id, _ in run.missing)
+    return {
+        scenario_id: f"{name} was interrupted, {number} of its repeats lack here"
+        for scenario_id, number in lacking.items()
+    }
 
 
 def _compare(
     scenario_id: str, base: Sequence[Result], head: Sequence[Result], rules: Rules
-) -> Comparison | None:
-    if all(result.outcome is Outcome.SKIPPED for result in (*base, *head)):
-        return None
+) -> Comparison:
     for side, results in (("base", base), ("head", head)):
         problem = _problem(results)
         if problem:
@@ -51,6 +85,10 @@ def _compare(
     if obstacle:
         return Comparison(scenario_id=scenario_id, verdict=Verdict.INCOMPARABLE, reason=obstacle)
     base_s, head_s = ([_floor_s(result) for result in results] for results in (base, head))
+    if min(*base_s, *head_s) <= 0:
+        return Comparison(
+            scenario_id=scenario_id, verdict=Verdict.MISSING, reason="a step of 0 s is no figure"
+        )
     judged = judge_floors(base_s, head_s, rules)
     verdict, reason = judged.verdict, judged.reason
     hosts = _hosts(base, head)
@@ -74,6 +112,8 @@ def _problem(results: Sequence[Result]) -> str:
     for result in results:
         if result.outcome is not Outcome.OK:
             return f"{result.outcome}: {result.reason}"
+        if not result.ranks:
+            return "a result without a figure"
     return ""
 
 
@@ -83,6 +123,7 @@ def _obstacle(base: Sequence[Result], head: Sequence[Result], rules: Rules) -> s
         ("hardware", _facts(base, "hardware"), _facts(head, "hardware")),
         ("software", _facts(base, "software"), _facts(head, "software")),
         ("setting", _settings(base), _settings(head)),
+        ("plan", _plans(base), _plans(head)),
     ):
         for key in sorted({*of_base, *of_head}):
             then, now = of_base.get(key, set()), of_head.get(key, set())
@@ -113,6 +154,15 @@ def _settings(results: Sequence[Result]) -> dict[str, set[str]]:
         for key, value in known.items():
             gathered.setdefault(key, set()).add(value)
     return gathered
+
+
+def _plans(results: Sequence[Result]) -> dict[str, set[str]]:
+    """How long windows were to be: the fastest of more steps is faster."""
+    plans = [result.plan for result in results]
+    return {
+        "steps": {str(plan.steps) for plan in plans},
+        "max_seconds": {f"{plan.max_seconds:g}" for plan in plans},
+    }
 
 
 def _listed(values: set[str]) -> str:
@@ -160,8 +210,8 @@ def _counters(base: Sequence[Result], head: Sequence[Result], rules: Rules) -> I
         for side in (base, head)
     ]
     if len(losses[0]) == len(losses[1]) == 1 and losses[0] != losses[1]:
-        before, after = (next(iter(side)) for side in losses)
-        yield Counter(name="first_loss", base=str(before[0]), head=str(after[0]))
+        before, after = (", ".join(map(str, next(iter(side)))) for side in losses)
+        yield Counter(name="first_loss", base=before, head=after)
 
 
 def _software(base: Sequence[Result], head: Sequence[Result]) -> Iterator[str]:
@@ -173,12 +223,21 @@ def _software(base: Sequence[Result], head: Sequence[Result]) -> Iterator[str]:
 
 
 def _remarks(base: Sequence[Result], head: Sequence[Result]) -> Iterator[str]:
-    """What a floor is blind to: stalls and tails."""
+    """What a floor is blind to: stalls, tails, and waiting for data."""
     for column, what in (("mean", "mean step"), ("step_s_p99", "p99 step")):
         then, now = (
             stats.median([_column(result, column) for result in side]) for side in (base, head)
         )
         yield from advice(what, then, now)
+    then, now = (stats.median([_waiting_part(result) for result in side]) for side in (base, head))
+    if abs(now - then) > ADVISORY:
+        yield f"{format_percent(now)} of a step is waiting for data, {format_percent(then)} in base"
+
+
+def _waiting_part(result: Result) -> float:
+    assert result.slowest is not None
+    phases = result.slowest.phases
+    return phases.data_wait_s / phases.step_s if phases.step_s else 0.0
 
 
 def _column(result: Result, column: str) -> float:

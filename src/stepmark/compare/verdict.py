@@ -38,19 +38,24 @@ def peak_memory(base_bytes: int, head_bytes: int, threshold: float) -> Counter:
     """Peak allocated bytes that differ: more of them, beyond the threshold, is a regression."""
     return Counter(
         name="peak_allocated_bytes",
-        base=format_bytes(base_bytes),
-        head=format_bytes(head_bytes),
+        base=_exactly(base_bytes),
+        head=_exactly(head_bytes),
         is_regression=head_bytes > base_bytes * (1 + threshold),
     )
 
 
+def _exactly(size_bytes: int) -> str:
+    """Rounded alone, two that differ may look the same."""
+    return f"{format_bytes(size_bytes)} ({size_bytes} bytes)"
+
+
 # What does not decide is told when it moved by so much.
-_ADVISORY = 0.25
+ADVISORY = 0.25
 
 
 def advice(what: str, base: float, head: float) -> Iterator[str]:
     """That a figure moved which does not decide, if it moved far."""
-    if base and head and abs(head / base - 1) > _ADVISORY:
+    if base and head and abs(head / base - 1) > ADVISORY:
         yield f"{what} {format_change(head / base - 1)}"
 
 
@@ -135,5 +140,5 @@ def drift(comparisons: Sequence[Comparison]) -> str:
         return ""
     return (
         f"{len(moved)} of {len(comparisons)} scenarios are {moved[0].verdict}: unless what changed "
-        "concerns them all, the machine drifted; measure both sides again"
+        "concerns them all, the machine drifted"
     )

@@ -78,6 +78,7 @@ def decide(draw: Callable[[], float], threshold: float, spread: float | None = N
     known = spread if spread is not None else _spread(screened, trimmed=0.0)
     found = stats.change_of(detectable(known, bar))
     verdict, reason = Verdict.SAME, f"no sign of a change in {len(screened)} pairs"
+    reason += f", where a slowdown of {format_percent(found)} would most likely have shown"
     if spread is not None and reach(spread, MOST_PAIRS) > bar:
         verdict = Verdict.INCONCLUSIVE
         reason = f"changes below {format_percent(found)} may hide in this scenario's noise"

@@ -21,7 +21,7 @@ from stepmark.runner import Runner
 from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, ErrandOverError
 from stepmark.runner.host_process import OWN, Installation
-from stepmark.runner.messages import Turn
+from stepmark.runner.messages import PEAK, Origins, Turn
 from stepmark.scenario import Plan, Scenario
 
 _T = TypeVar("_T")
@@ -53,16 +53,14 @@ class Side:
         name: ``base`` or ``head``.
         directory: where its processes work.
         sys_path: where they find modules, the standard library's too.
-        closed: a folder that no module may come from: the working tree that both sides left.
-        opened: what is in it, and may be imported from all the same.
+        origins: where its code must come from; ``None`` if that does not matter.
         installation: what its processes run with.
     """
 
     name: str
     directory: Path
     sys_path: tuple[str, ...]
-    closed: Path | None = None
-    opened: tuple[Path, ...] = ()
+    origins: Origins | None = None
     installation: Installation = OWN
 
 
@@ -96,7 +94,7 @@ class PairFailedError(StepmarkError):
     """A side could not be measured.
 
     Attributes:
-        side: its name.
+        side: its name; or that it is both, and the ending one of them.
         ending: what became of its process.
     """
 
@@ -181,7 +179,7 @@ class _Player:
         ready = self.errand.start()
         self.process_groups = [answer.process_group for answer in ready.values()]
         self.step_s = max(answer.step_s for answer in ready.values())
-        self.counters = ready[0].counters
+        self.counters = _of_all_ranks([ready[rank].counters for rank in sorted(ready)])
         self._signal(signal.SIGSTOP)
 
     def play(self, turn: Turn) -> None:
@@ -232,20 +230,25 @@ def measure_pair(
     start_s = time.monotonic()
     with contextlib.ExitStack() as open_errands:
         players: dict[str, _Player] = {}
+
+        def begin(runner: Runner, side: Side) -> _Player:
+            errand = runner.begin(
+                scenario,
+                plan,
+                directory=side.directory,
+                sys_path=side.sys_path,
+                by_turns=True,
+                cpus=cpus,
+                origins=side.origins,
+            )
+            open_errands.enter_context(errand)
+            players[side.name] = _Player(side, errand)
+            return players[side.name]
+
+        waiting = _shuffled(tuple(zip(runners, sides, strict=True)), order)
         try:
-            for runner, side in _shuffled(tuple(zip(runners, sides, strict=True)), order):
-                errand = runner.begin(
-                    scenario,
-                    plan,
-                    directory=side.directory,
-                    sys_path=side.sys_path,
-                    by_turns=True,
-                    cpus=cpus,
-                    closed=side.closed,
-                    opened=side.opened,
-                )
-                open_errands.enter_context(errand)
-                players[side.name] = player = _Player(side, errand)
+            while waiting:
+                player = begin(*waiting.pop(0))
                 player.start()
             cut = rhythm(scenario, max(player.step_s for player in players.values()))
             turn = Turn(num_lead=cut.num_lead, num_steps=cut.num_steps)
@@ -254,7 +257,11 @@ def measure_pair(
                     player.play(turn)
         except ErrandOverError:
             player.errand.stop()
-            raise PairFailedError(player.side.name, player.errand.finish()) from None
+            ending = player.errand.finish()
+            # A side that has not been started yet may be no better, and none is to blame then.
+            fails_too = any(not _can_start(begin(*other)) for other in waiting)
+            who = "both sides" if fails_too else player.side.name
+            raise PairFailedError(who, ending) from None
         finally:
             for player in players.values():
                 player.errand.stop()
@@ -262,6 +269,26 @@ def measure_pair(
                 player.errand.finish()
     base, head = (players[side.name].record(cut.num_steps) for side in sides)
     return Pair(base=base, head=head, wall_s=time.monotonic() - start_s)
+
+
+def _can_start(player: _Player) -> bool:
+    try:
+        player.start()
+    except ErrandOverError:
+        return False
+    return True
+
+
+def _of_all_ranks(counters: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Of figures that differ from rank to rank, the largest peak, and all of any other."""
+    gathered = {}
+    for name in counters[0]:
+        values = [of_rank[name] for of_rank in counters]
+        if name == PEAK:
+            gathered[name] = max(values, key=int)
+        else:
+            gathered[name] = values[0] if len(set(values)) == 1 else "; ".join(values)
+    return gathered
 
 
 def _shuffled(items: Sequence[_T], order: random.Random) -> list[_T]:

@@ -1,6 +1,6 @@
 """What a gate has measured, in a file of its own as soon as it was."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,11 @@ class Record:
         machines: this machine, as base's and head's processes see it.
         facts: what else to tell.
 
+    Attributes:
+        title: what is compared.
+        path: the file.
+        skipped: why scenarios can run on neither side, by id.
+
     Raises:
         StoreError: (from everything) the file cannot be written.
     """
@@ -51,7 +56,8 @@ class Record:
             "hardware": machines[1].hardware,
             "software": {"base": machines[0].software, "head": machines[1].software},
         }
-        self._skipped: dict[str, str] = {}
+        self._is_finished = False
+        self.skipped: dict[str, str] = {}
         self._comparisons: dict[str, Comparison] = {}
         self._trials: dict[str, Trial] = {}
         self._unfinished: list[Pair] = []
@@ -62,9 +68,19 @@ class Record:
         """Of all scenarios, as they were tried last."""
         return list(self._comparisons.values())
 
+    def plan(self, scenarios: Iterable[Scenario]) -> None:
+        """What is to be tried; until it was, it is missing."""
+        for scenario in scenarios:
+            self.miss(scenario, "not measured: the gate was interrupted")
+
+    def finish(self) -> None:
+        """All that was planned has been tried."""
+        self._is_finished = True
+        self._save()
+
     def skip(self, scenario: Scenario, reason: str) -> None:
         """A scenario that can run on neither side."""
-        self._skipped[scenario.id] = reason
+        self.skipped[scenario.id] = reason
         self._save()
 
     def miss(self, scenario: Scenario, reason: str) -> None:
@@ -90,10 +106,10 @@ class Record:
         """All of it, in one of the formats of `stepmark.compare.output`."""
         if format == "json":
             return output.as_json(self._data())
-        return output.write(self.comparisons, format, title=self.title)
+        return output.write(self.comparisons, format, title=self.title, skipped=self.skipped)
 
     def _data(self) -> dict[str, Any]:
-        data = output.as_data(self.comparisons, self.title)
+        data = output.as_data(self.comparisons, self.title, self.skipped)
         for comparison in data["comparisons"]:
             trial = self._trials.get(comparison["scenario_id"])
             comparison |= {"wall_s": 0.0, "pairs": []}
@@ -101,7 +117,12 @@ class Record:
                 pairs = [_judged(pair, trial) for pair in trial.pairs]
                 comparison |= {"wall_s": trial.wall_s, "pairs": pairs}
         unfinished = [_pair(pair) for pair in self._unfinished]
-        return {**self._facts, **data, "skipped": self._skipped, "unfinished": unfinished}
+        return {
+            **self._facts,
+            "finished": self._is_finished,
+            **data,
+            "unfinished": unfinished,
+        }
 
     def _save(self) -> None:
         store.write_text(self.path, output.as_json(self._data()))

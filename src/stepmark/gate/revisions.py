@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,9 +19,14 @@ from stepmark.gate.interpreters import Interpreter
 from stepmark.gate.pairs import Side
 from stepmark.machine import git
 from stepmark.runner.host_process import OWN, Installation
+from stepmark.runner.messages import Origins
 
 # Checkouts are named by the process they belong to, so that those of a killed one are recognized.
 _PREFIX = "stepmark-gate-"
+_FOLDER = re.compile(rf"{_PREFIX}(\d+)-\w+")
+_SIDES = ("base", "head")
+# Of an environment that is made in a folder with more in it.
+_PARTS_OF_ENVIRONMENT = ("bin", "include", "lib", "lib64", "share")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +82,17 @@ class Repository:
         return Revision(commit=changed, label=f"{head.label} with uncommitted changes")
 
     def relative(self, path: Path) -> Path:
-        """A path of the repository as seen from its directory; any other as it is."""
-        inside = path.is_absolute() and path.resolve().is_relative_to(self.top)
-        return Path(os.path.relpath(path.resolve(), self.directory)) if inside else path
+        """A path of the repository as seen from its directory; any other in full."""
+        place = self._place(path)
+        return Path(os.path.relpath(place, self.directory)) if self._has(place) else place
+
+    def _place(self, path: Path) -> Path:
+        """Where a path leads; it may be a link itself, whose target is another matter."""
+        whole = Path(os.path.normpath(self.directory / path))
+        return whole.parent.resolve() / whole.name
+
+    def _has(self, place: Path) -> bool:
+        return place.is_relative_to(self.top)
 
     @contextlib.contextmanager
     def sides(
@@ -109,19 +123,23 @@ class Repository:
                 f"{tempfile.gettempdir()}: no revision can be checked out there "
                 f"({error.strerror}); set TMPDIR to a folder that may be written to"
             ) from None
+        same_python = interpreters[0].python == interpreters[1].python
         try:
             base, head = (
-                self._check_out(revision, interpreter, folder / name, links)
-                for name, revision, interpreter in zip(
-                    ("base", "head"), revisions, interpreters, strict=True
-                )
+                self._check_out(revision, interpreter, folder / name, links, same_python)
+                for name, revision, interpreter in zip(_SIDES, revisions, interpreters, strict=True)
             )
             yield base, head
         finally:
             self._remove(folder)
 
     def _check_out(
-        self, revision: Revision, interpreter: Interpreter, checkout: Path, links: Sequence[Path]
+        self,
+        revision: Revision,
+        interpreter: Interpreter,
+        checkout: Path,
+        links: Sequence[Path],
+        same_python: bool,
     ) -> Side:
         self._git("worktree", "add", "--detach", str(checkout), revision.commit)
         directory = self._moved(self.directory, checkout, interpreter)
@@ -135,16 +153,18 @@ class Repository:
             name=checkout.name,
             directory=directory,
             sys_path=tuple(str(self._moved(e, checkout, interpreter)) for e in entries),
-            closed=self.top,
-            opened=(checkout, *linked),
+            origins=Origins(
+                closed=str(self.top),
+                opened=tuple(str(path.resolve()) for path in (checkout, *linked)),
+                own_code=same_python,
+            ),
             installation=Installation(python=interpreter.python, package=package),
         )
 
     def _link(self, path: Path, checkout: Path, revision: Revision) -> Path:
         """Let a checkout have what the working tree has, too; where that is."""
-        # Not resolved: what is linked may itself be a link, to a disk of data.
-        target = Path(os.path.normpath(self.directory / path))
-        if not target.is_relative_to(self.top) or not target.exists():
+        target = self._place(path)
+        if not self._has(target) or not target.exists():
             raise UsageError(f"--link {path}: give a file or folder of {self.top}")
         link = checkout / target.relative_to(self.top)
         if link.is_dir() and not any(link.iterdir()):
@@ -171,7 +191,10 @@ class Repository:
         if not resolved.is_relative_to(self.top):
             return path
         for environment in (interpreter.prefix, Path(sys.prefix).resolve()):
-            if environment.is_relative_to(self.top) and resolved.is_relative_to(environment):
+            parts = [environment]
+            if environment == self.top:
+                parts = [self.top / part for part in _PARTS_OF_ENVIRONMENT]
+            if self._has(environment) and any(resolved.is_relative_to(part) for part in parts):
                 return path
         return checkout / resolved.relative_to(self.top)
 
@@ -182,7 +205,7 @@ class Repository:
             links: what both sides get all the same.
         """
         listed = self._git("ls-files", "--others", "--exclude-standard", "--", "*.py")
-        linked = [Path(os.path.normpath(self.directory / path)) for path in links]
+        linked = [self._place(path) for path in links]
         return [
             name
             for name in listed.splitlines()
@@ -200,14 +223,16 @@ class Repository:
         """Remove checkouts whose processes were killed before they could."""
         for checkout in self._checkouts():
             folder = checkout.parent
-            owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-            if folder.name.startswith(_PREFIX) and not psutil.pid_exists(int(owner)):
+            ours = _FOLDER.fullmatch(folder.name) if checkout.name in _SIDES else None
+            if ours and not psutil.pid_exists(int(ours[1])):
                 self._remove_checkout(checkout)
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _checkouts(self) -> list[Path]:
+        """All but the main one, which git lists first."""
         lines = self._git("worktree", "list", "--porcelain").splitlines()
-        return [Path(line.removeprefix("worktree ")) for line in lines if line[:9] == "worktree "]
+        paths = [Path(line.removeprefix("worktree ")) for line in lines if line[:9] == "worktree "]
+        return [path for path in paths[1:] if path != self.top]
 
     def _remove_checkout(self, checkout: Path) -> None:
         # Not 'git worktree prune': it would forget checkouts of the user's on disks not mounted.

@@ -57,8 +57,7 @@ def _joined(first: Trial, again: Trial) -> Trial:
         comparison = dataclasses.replace(
             now,
             verdict=Verdict.INCONCLUSIVE,
-            reason=f"{then.verdict} first, when many scenarios moved together, then {now.verdict}: "
-            "the machine drifts",
+            reason=f"{then.verdict} first, when many scenarios moved together, then {now.verdict}",
         )
     return Trial(
         scenario=first.scenario,

@@ -13,6 +13,7 @@ from stepmark.gate.decision import Decision, decide
 from stepmark.gate.noise import Noise
 from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
 from stepmark.result import Outcome
+from stepmark.runner.messages import PEAK
 from stepmark.scenario import Scenario
 
 # Which of a process's steps, or turns, it counts by, in percent: few enough were disturbed to be
@@ -149,9 +150,9 @@ def _comparison(
     base_s, head_s = sides_s(judged, scenario, percentile)
     counters = tuple(_counters(pairs, rules.threshold))
     verdict, reason = decision.verdict, decision.reason
-    other_loss = any(counter.name == "loss" for counter in counters)
-    if rules.same_loss and other_loss and verdict is not Verdict.SLOWER:
-        verdict, reason = Verdict.INCOMPARABLE, "the sides do not come to the same loss"
+    if rules.same_loss and verdict is not Verdict.SLOWER:
+        differing = _differing_loss(pairs)
+        verdict, reason = (Verdict.INCOMPARABLE, differing) if differing else (verdict, reason)
     return Comparison(
         scenario_id=scenario.id,
         verdict=verdict,
@@ -191,10 +192,21 @@ def _counters(pairs: Sequence[Pair], threshold: float) -> Iterator[Counter]:
         if len(then) != 1 or len(now) != 1 or then == now:
             continue
         (before,), (after,) = then, now
-        if name != "peak_allocated_bytes":
+        if name != PEAK:
             yield Counter(name=name, base=before, head=after)
         elif before and after:
             yield peak_memory(int(before), int(after), threshold)
+
+
+def _differing_loss(pairs: Sequence[Pair]) -> str:
+    """Why losses are not one number; empty if they are."""
+    then = {pair.base.counters["loss"] for pair in pairs}
+    now = {pair.head.counters["loss"] for pair in pairs}
+    if len(then | now) == 1:
+        return ""
+    if len(then) == len(now) == 1:
+        return "the sides do not come to the same loss"
+    return "the loss is not the same from process to process: something is not seeded"
 
 
 def _remarks(pairs: Sequence[Pair]) -> Iterator[str]:

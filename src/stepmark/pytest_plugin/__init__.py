@@ -149,6 +149,7 @@ def _measure(
     if result.outcome is not Outcome.OK:
         _leave_out(benchmark)
     if result.outcome is Outcome.SKIPPED:
+        session.skip(benchmark.fullname)
         pytest.skip(result.reason)
     if result.outcome is not Outcome.OK:
         pytest.fail(f"{result.outcome}: {result.reason}\n{result.detail}", pytrace=False)

@@ -29,6 +29,7 @@ class Baseline:
         self._benchmarks: Any = config._benchmarksession  # type: ignore[attr-defined]
         self._found: set[str] = set()
         self._lacking: set[str] = set()
+        self._skipped: set[str] = set()
 
     @property
     def is_asked_for(self) -> bool:
@@ -98,10 +99,18 @@ class Baseline:
         self._lacking -= self._found
         return found
 
+    def skip(self, test: str) -> None:
+        """A test that cannot measure here; the earlier run may have it all the same."""
+        if any(test in mapping for mapping in self._benchmarks.compared_mapping.values()):
+            self._skipped.add(test)
+
     def gaps(self) -> str:
         """Why the comparison must not pass; empty if it may."""
         if not self.is_asked_for:
             return ""
+        if self._skipped:
+            names = ", ".join(sorted(self._skipped))
+            return f"{_COMPARE}: in the earlier run, and skipped now: {names}"
         if not (self._found or self._lacking):
             return f"{_COMPARE}: no test measured anything: nothing was compared"
         if not self._found:

@@ -75,6 +75,11 @@ class Session:
         """How a test is slower than an earlier run allows, in words."""
         return [] if self._baseline is None else self._baseline.regressions(test, figures)
 
+    def skip(self, test: str) -> None:
+        """A test cannot measure here."""
+        if self._baseline is not None:
+            self._baseline.skip(test)
+
     def spoil(self, result: Result, reason: str) -> None:
         """A result is not good after all: its test failed."""
         import dataclasses

@@ -1,11 +1,11 @@
 """The command ``python -m bench.report``: arguments in, paths out."""
 
 import argparse
-import sys
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from stepmark.errors import StepmarkError
+from stepmark.console import guarded, show
 from stepmark.report.page import MARKDOWN, PLOTS, render
 from stepmark.store import latest_run, open_run
 
@@ -20,16 +20,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 for bad usage, with a message on the error stream.
     """
     arguments = _parser().parse_args(argv)
-    results, out = arguments.results, arguments.output
-    try:
-        runs = [open_run(run, results) for run in arguments.runs] or [latest_run(results)]
-        index = render(runs, out)
-    except StepmarkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(index)
-    print(out / MARKDOWN)
-    print(out / PLOTS)
+    return guarded(functools.partial(_report, arguments.runs, arguments.results, arguments.output))
+
+
+def _report(names: Sequence[str], results: Path, out: Path) -> int:
+    runs = [open_run(name, results) for name in names] or [latest_run(results)]
+    index = render(runs, out)
+    show(f"{index}\n{out / MARKDOWN}\n{out / PLOTS}\n")
     return 0
 
 

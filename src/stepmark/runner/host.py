@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import psutil
 
+from stepmark.codec import DecodeError
 from stepmark.runner import processes
 from stepmark.runner.messages import PROTOCOL, Channel, Ended, Hello, Order, Stop, dumps
 
@@ -95,7 +96,11 @@ class _Host:
             # More may be starting while it is being stopped.
             patience_s = 0.05 if self._stopping else 1.0
             if select.select([self._channel], [], [], patience_s)[0]:
-                messages = self._channel.receive()
+                try:
+                    messages = self._channel.receive()
+                except DecodeError as error:  # the supervisor is of another stepmark
+                    print(error, file=sys.stderr, flush=True)
+                    break
                 if messages is None:
                     break
                 for message in messages:

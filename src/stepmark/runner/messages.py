@@ -16,13 +16,17 @@ import socket
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from stepmark.codec import decode, encode
+from stepmark.codec import DecodeError, decode, encode
 from stepmark.fingerprint import DeviceInfo
 from stepmark.result import Outcome, RankRecord
 from stepmark.scenario import Plan, Scenario
 
-# To be raised with every change of a message: a side of the gate may have another stepmark.
-PROTOCOL = 1
+# To be raised with every change of a message, but for fields that have a default, which are left
+# out where they have it: a side of the gate may have another stepmark.
+PROTOCOL = 2
+
+# The counter of most bytes held by tensors on an accelerator; a number as text.
+PEAK = "peak_allocated_bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +36,21 @@ class Hello:
     devices: tuple[DeviceInfo, ...]
     software: dict[str, str]
     protocol: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origins:
+    """Where the code of a side must come from.
+
+    Attributes:
+        closed: a folder that no module may come from: the working tree that both sides left.
+        opened: folders of the side's own; what is in ``closed`` may be imported from all the same.
+        own_code: something must come from these, or both sides run the same code.
+    """
+
+    closed: str
+    opened: tuple[str, ...]
+    own_code: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +68,7 @@ class Order:
         folder: for the ranks' output and the socket they report to; no other order has it.
         by_turns: steps are run at the supervisor's word, not by the plan.
         cpus: the ranks keep to these, an equal share each; empty leaves them where they are.
-        closed: by turns, a folder that no module may come from; empty if there is none.
-        opened: what is in it, and may be imported from all the same.
+        origins: by turns, where code must come from; ``None`` if that does not matter.
     """
 
     scenario: Scenario
@@ -62,8 +80,7 @@ class Order:
     folder: str
     by_turns: bool = False
     cpus: tuple[int, ...] = ()
-    closed: str = ""
-    opened: tuple[str, ...] = ()
+    origins: Origins | None = None
 
     @property
     def address(self) -> str:
@@ -180,12 +197,19 @@ _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Mes
 def dumps(message: Message) -> str:
     """A message as one line of JSON."""
     assert dataclasses.is_dataclass(message)
-    return json.dumps({"kind": type(message).__name__, "body": encode(message)}, allow_nan=False)
+    body = encode(message, sparse=True)
+    return json.dumps({"kind": type(message).__name__, "body": body}, allow_nan=False)
 
 
 def loads(line: str | bytes) -> Message:
-    """A message from its line."""
+    """A message from its line.
+
+    Raises:
+        DecodeError: another stepmark has sent it, which speaks otherwise.
+    """
     data: dict[str, Any] = json.loads(line)
+    if data["kind"] not in _KINDS:
+        raise DecodeError(f"{data['kind']}: no message of this protocol ({PROTOCOL})")
     return decode(_KINDS[data["kind"]], data["body"])
 
 

@@ -21,7 +21,7 @@ from stepmark.result import Outcome, Result
 from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, Watcher
 from stepmark.runner.host_process import OWN, HostProcess, Installation
-from stepmark.runner.messages import Order
+from stepmark.runner.messages import Order, Origins
 from stepmark.runner.processes import GRACE_S
 from stepmark.scenario import Plan, Scenario
 
@@ -135,8 +135,7 @@ class Runner:
         sys_path: Sequence[str] | None = None,
         by_turns: bool = False,
         cpus: Sequence[int] = (),
-        closed: Path | None = None,
-        opened: Sequence[Path] = (),
+        origins: Origins | None = None,
     ) -> Errand:
         """Have processes started for a scenario, which can run here; `run` also waits for them.
 
@@ -147,8 +146,7 @@ class Runner:
             sys_path: where they find modules; by default where this process does.
             by_turns: steps are run at the word of the errand's holder.
             cpus: what the ranks keep to, an equal share each; empty leaves them where they are.
-            closed: by turns, a folder that no module may come from.
-            opened: what is in it, and may be imported from all the same.
+            origins: by turns, where their code must come from.
 
         Raises:
             RunnerError: no process can be started.
@@ -165,8 +163,7 @@ class Runner:
             folder=tempfile.mkdtemp(dir=host.folder),
             by_turns=by_turns,
             cpus=tuple(cpus),
-            closed=str(closed or ""),
-            opened=tuple(map(str, opened)),
+            origins=origins,
         )
         return Errand(host, order, self._watch)
 

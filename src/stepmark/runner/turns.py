@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from stepmark.loop import train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place
-from stepmark.runner.messages import Order, Ready, Turn, Turned
+from stepmark.runner.messages import PEAK, Order, Ready, Turn, Turned
 from stepmark.runner.origins import check_origins
 from stepmark.session import Progress, prepare
 
@@ -30,8 +31,8 @@ def take_turns(
     """
     scenario, plan = order.scenario, order.plan
     prepared = prepare(scenario, plan, place, progress)
-    if order.closed:
-        check_origins(order)
+    if order.origins is not None:
+        check_origins(order.origins, Path(order.directory))
     place, training = prepared.place, prepared.training
     first_loss = value_of(prepared.losses)
     measurement = Measurement(scenario, plan, place, training, prepared.batches)
@@ -44,7 +45,7 @@ def take_turns(
     measurement.warm_up()
     peak_bytes = place.device.memory().peak_allocated_bytes
     if peak_bytes is not None:
-        counters["peak_allocated_bytes"] = str(peak_bytes)
+        counters[PEAK] = str(peak_bytes)
     say(
         Ready(
             rank=place.rank,
