@@ -217,6 +217,15 @@ def test_what_an_interrupted_run_lacks_is_said() -> None:
     assert missing.reason == "base: was not measured"
 
 
+def test_windows_that_are_not_to_be_trusted_decide_nothing() -> None:
+    hot = make_result(rank={"unfit": ("the GPU was slowed down (power brake)",)})
+    found = compared(processes(), [*processes(1.5, seed=1), hot])
+    assert found.verdict is Verdict.INCONCLUSIVE
+    assert found.reason == (
+        "1 of 21 windows are unfit (the GPU was slowed down (power brake)); measure again"
+    )
+
+
 def test_a_step_of_no_time_is_no_figure() -> None:
     window = make_window(num_steps=5, window_s=0.0, step_s=(0.0,) * 5)
     nothing = make_result(rank={"window": window})

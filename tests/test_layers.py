@@ -21,6 +21,7 @@ ROWS = (
         "loading",
         "machine",
         "devices",
+        "nvml",
         "loop",
         "windows",
         "probes",
@@ -42,7 +43,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
-WITHOUT_TORCH = ("compare", "report", "trace")
+WITHOUT_TORCH = ("compare", "report", "trace", "nvml")
 
 
 def modules() -> list[Path]:

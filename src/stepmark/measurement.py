@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -189,13 +190,18 @@ class Measurement:
         device = self.device
         self.place.barrier()
         device.synchronize()
+        began_s = time.monotonic()
         start_s = device.now_s()
         begin()
         losses = train(training, self.batches, budget, callbacks)
         device.synchronize()
         window_s = device.now_s() - start_s
         window = Window(
-            num_steps=budget.done, window_s=window_s, step_s=(), ended_by=budget.ended_by
+            num_steps=budget.done,
+            window_s=window_s,
+            step_s=(),
+            ended_by=budget.ended_by,
+            began_s=began_s,
         )
         return window, losses
 

@@ -37,7 +37,7 @@ class Reading:
 
     Attributes:
         name: what it is, such as ``epoch_turn``.
-        unit: ``s``, ``bytes``, ``ratio``, ``count``, ...
+        unit: ``s``, ``bytes``, ``ratio``, ``fraction``, ``count``, ``J``, ...
         scope: what one value stands for: ``rank``, ``node`` or ``device``.
         value: the number; ``None`` when it could not be read.
         series: raw values behind it, if any.
@@ -110,12 +110,14 @@ class Window:
         window_s: wall time between the synchronizations at its two edges.
         step_s: time of every step, by marks; empty where the device cannot mark steps.
         ended_by: its steps, or its budget of seconds.
+        began_s: by the machine's monotonic clock, which all processes share.
     """
 
     num_steps: int
     window_s: float
     step_s: tuple[float, ...]
     ended_by: EndedBy
+    began_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +178,8 @@ class RankRecord:
             where the optimizer takes the scale itself and does not tell.
         readings: whatever else was read.
         notes: remarks a reader of the numbers should see.
+        device_uuid: as CUDA tells it; empty where there is none.
+        unfit: why ``window`` is not to be trusted.
     """
 
     rank: int
@@ -194,6 +198,8 @@ class RankRecord:
     skipped_steps: int | None
     readings: tuple[Reading, ...] = ()
     notes: tuple[str, ...] = ()
+    device_uuid: str = ""
+    unfit: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,6 +279,11 @@ class Result:
         """Remarks of all ranks, each once."""
         return tuple(dict.fromkeys(note for rank in self.ranks for note in rank.notes))
 
+    @property
+    def unfit(self) -> tuple[str, ...]:
+        """Why its windows are not to be trusted, each reason once; empty if they are."""
+        return tuple(dict.fromkeys(reason for rank in self.ranks for reason in rank.unfit))
+
     def row(self) -> dict[str, Any]:
         """The flat table's row; its keys are `COLUMNS`, in order."""
         scenario = self.scenario
@@ -300,6 +311,11 @@ class Result:
     def _window_s(self) -> float:
         return max(rank.window.window_s for rank in self.ranks)
 
+    def _total(self, name: str) -> float | None:
+        """A reading's sum over ranks, if all have it."""
+        found = [[r.value for r in rank.readings if r.name == name] for rank in self.ranks]
+        return _total(values[0] if values else None for values in found)
+
     def _measured(self, slowest: RankRecord) -> dict[str, Any]:
         steps_s = slowest.window.step_s
         phases = slowest.phases
@@ -321,6 +337,8 @@ class Result:
             "peak_reserved_bytes": _worst(m.peak_reserved_bytes for m in memory),
             "peak_host_bytes": _total(m.peak_host_bytes for m in memory),
             "nvml_used_bytes": _worst(m.nvml_used_bytes for m in memory),
+            # By the devices' counters; one without has its power integrated.
+            "energy_j": self._total("energy") or self._total("energy_integral"),
             "first_step_s": max(rank.startup.first_step_s for rank in self.ranks),
             "final_loss": _mean(rank.final_loss for rank in self.ranks),
             "flops_per_step": next((r.value for r in readings if r.name == "flops_per_step"), None),

@@ -22,10 +22,11 @@ from stepmark.loop import Training, train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group
 from stepmark.probes.flops import count_flops, on_meta
-from stepmark.probes.memory import HostMemory, workers_bytes
+from stepmark.probes.memory import HostMemory, swapped_bytes, workers_bytes
 from stepmark.result import Memory, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.scenario import Plan, Precision, Scenario
 from stepmark.switches import Switches
+from stepmark.units import format_bytes
 from stepmark.workload import Workload
 
 LEAD_IN_CUT = (
@@ -154,7 +155,9 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     device.reset_peaks()
     host_memory.reset_peak()
     progress("measuring steps", measurement.samples_per_s)
+    swapped_before = swapped_bytes()
     window, final_loss, skipped_steps = measurement.steps()
+    swapped = swapped_bytes() - swapped_before
     workers = workers_bytes() if scenario.num_workers else 0
     progress("measuring phases", measurement.samples_per_s)
     phase_window, phases, host_wait = measurement.phases()
@@ -190,6 +193,8 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
             *remarks(device, warmup, first_loss, final_loss, skipped_steps, window),
             *([LEAD_IN_CUT] if measurement.lead_in_cut else []),
         ),
+        device_uuid=device.uuid,
+        unfit=(f"{format_bytes(swapped)} were moved to or from swap",) if swapped else (),
     )
 
 
@@ -213,7 +218,7 @@ def read_memory(device: Device, host_memory: HostMemory, workers: int | None) ->
     return Memory(
         peak_allocated_bytes=peaks.peak_allocated_bytes,
         peak_reserved_bytes=peaks.peak_reserved_bytes,
-        nvml_used_bytes=peaks.nvml_used_bytes,
+        nvml_used_bytes=None,
         peak_host_bytes=None if host_peak is None or workers is None else host_peak + workers,
         workers_bytes=workers,
     )

@@ -145,6 +145,8 @@ def _print_table(results: list[Result]) -> None:
     for line in aligned(header, map(_cells, results), left=(0, len(header) - 1)):
         print(line)
     for result in results:
+        for reason in result.unfit:
+            print(f"unfit: {result.scenario.id}, repeat {result.repeat}: {reason}")
         for note in result.notes:
             print(f"note: {result.scenario.id}, repeat {result.repeat}: {note}")
 

@@ -91,6 +91,9 @@ def _compare(
         )
     judged = judge_floors(base_s, head_s, rules)
     verdict, reason = judged.verdict, judged.reason
+    unfit = _unfit(base, head)
+    if unfit:
+        verdict, reason = Verdict.INCONCLUSIVE, unfit
     hosts = _hosts(base, head)
     if hosts and verdict is not Verdict.INCONCLUSIVE:
         verdict = Verdict.INCONCLUSIVE
@@ -167,6 +170,15 @@ def _plans(results: Sequence[Result]) -> dict[str, set[str]]:
 
 def _listed(values: set[str]) -> str:
     return " and ".join(sorted(values)) or "unknown"
+
+
+def _unfit(base: Sequence[Result], head: Sequence[Result]) -> str:
+    """That some windows are not to be trusted; empty if all are."""
+    spoilt = [result for result in (*base, *head) if result.unfit]
+    if not spoilt:
+        return ""
+    total = len(base) + len(head)
+    return f"{len(spoilt)} of {total} windows are unfit ({spoilt[0].unfit[0]}); measure again"
 
 
 def _hosts(base: Sequence[Result], head: Sequence[Result]) -> str:

@@ -17,7 +17,6 @@ class DeviceMemory:
 
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
-    nvml_used_bytes: int | None = None
 
 
 class Marks(Protocol):
@@ -36,12 +35,14 @@ class Device(Protocol):
     Attributes:
         torch_device: for ``tensor.to``.
         name: for people, such as ``NVIDIA H200``.
+        uuid: what NVIDIA's management library knows it by; empty where it knows none.
         marks_steps: points can be set without waiting for the device. Where they cannot, steps
             are not timed one by one, and phases come from a pass that waits at each point.
     """
 
     torch_device: torch.device
     name: str
+    uuid: str
     marks_steps: bool
 
     def now_s(self) -> float:
@@ -108,9 +109,10 @@ class HostMarks:
 class TorchDevice:
     """What torch's devices have in common; a device that has more overrides it."""
 
-    def __init__(self, torch_device: torch.device, name: str) -> None:
+    def __init__(self, torch_device: torch.device, name: str, uuid: str = "") -> None:
         self.torch_device = torch_device
         self.name = name
+        self.uuid = uuid
 
     def autocast(self, dtype: torch.dtype) -> Any:
         """See `Device.autocast`."""

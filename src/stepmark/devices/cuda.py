@@ -75,24 +75,7 @@ class CudaDevice(TorchDevice):
         return DeviceMemory(
             peak_allocated_bytes=torch.cuda.max_memory_allocated(self.torch_device),
             peak_reserved_bytes=torch.cuda.max_memory_reserved(self.torch_device),
-            nvml_used_bytes=self._nvml_used_bytes(),
         )
-
-    def _nvml_used_bytes(self) -> int | None:
-        """Memory in use on the whole device; read once, outside every window."""
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            try:
-                uuid = str(torch.cuda.get_device_properties(self.torch_device).uuid)
-                # By UUID: NVML's order of devices need not be CUDA's.
-                handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-                return int(pynvml.nvmlDeviceGetMemoryInfo(handle).used)
-            finally:
-                pynvml.nvmlShutdown()
-        except pynvml.NVMLError:
-            return None
 
 
 class CudaBackend:
@@ -141,5 +124,7 @@ class CudaBackend:
     def open(self, local_rank: int) -> Device:
         """One device per rank, in CUDA's order."""
         torch.cuda.set_device(local_rank)
-        name = torch.cuda.get_device_name(local_rank)
-        return CudaDevice(torch.device("cuda", local_rank), name)
+        properties = torch.cuda.get_device_properties(local_rank)
+        return CudaDevice(
+            torch.device("cuda", local_rank), properties.name, uuid=str(properties.uuid)
+        )

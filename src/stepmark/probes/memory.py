@@ -50,11 +50,23 @@ def workers_bytes() -> int | None:
 
 def num_oom_kills() -> int:
     """Processes that the kernel has killed on this machine for want of memory, since its boot."""
+    return _vmstat().get("oom_kill", 0)
+
+
+def swapped_bytes() -> int:
+    """Memory that the kernel has moved to and from swap on this machine, since its boot."""
+    counters = _vmstat()
+    num_pages = counters.get("pswpin", 0) + counters.get("pswpout", 0)
+    return num_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _vmstat() -> dict[str, int]:
+    """The kernel's own counters (Linux); elsewhere there are none."""
     try:
         lines = Path("/proc/vmstat").read_text().splitlines()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+        return {}
+    return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
 def _status_bytes(field: str) -> int | None:

@@ -16,6 +16,7 @@ from stepmark.runner.messages import (
     Done,
     Failed,
     Message,
+    Opened,
     Order,
     Ready,
     Stage,
@@ -41,10 +42,18 @@ class Errand:
         host: who carries it out.
         order: what to measure.
         watch: told what a rank does next.
+        on_device: told the UUIDs of devices that ranks have.
     """
 
-    def __init__(self, host: HostProcess, order: Order, watch: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        host: HostProcess,
+        order: Order,
+        watch: Watcher | None = None,
+        on_device: Callable[[str], None] | None = None,
+    ) -> None:
         self.progress = Progress()
+        self._on_device = on_device
         self._host = host
         self._order = order
         self._watch = watch
@@ -169,6 +178,9 @@ class Errand:
     def _take(self, message: Message) -> None:
         progress = self.progress
         match message:
+            case Opened(device_uuid=uuid):
+                if uuid and self._on_device is not None:
+                    self._on_device(uuid)
             case Stage(stage=stage):
                 progress.begun = True
                 progress.stage = stage

@@ -2,7 +2,7 @@
 
     supervisor  --Order, Stop-->  host  --(forkserver, elastic)-->  ranks
     supervisor  <--Hello, Ended--  host
-    supervisor  <--Stage, Done, Failed--  ranks
+    supervisor  <--Opened, Stage, Done, Failed--  ranks
     supervisor  --Turn-->  ranks  --Ready, Turned-->  supervisor    (by turns only)
 
 Host and ranks connect to sockets of the supervisor's. A host notices by a closed connection that
@@ -116,6 +116,14 @@ class Ended:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A rank has its device; by its UUID, which is empty where it has none."""
+
+    rank: int
+    device_uuid: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """What a rank does next, and its samples per second where known."""
 
@@ -190,7 +198,7 @@ class Failed:
     detail: str
 
 
-Message = Hello | Order | Stop | Ended | Stage | Ready | Turn | Turned | Done | Failed
+Message = Hello | Order | Stop | Ended | Opened | Stage | Ready | Turn | Turned | Done | Failed
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 

@@ -18,7 +18,17 @@ from stepmark.errors import StepmarkError
 from stepmark.loading import die_with_parent
 from stepmark.place import Place, leave_process_group, open_place
 from stepmark.result import Outcome
-from stepmark.runner.messages import Channel, Done, Failed, Message, Order, Stage, Turn, loads
+from stepmark.runner.messages import (
+    Channel,
+    Done,
+    Failed,
+    Message,
+    Opened,
+    Order,
+    Stage,
+    Turn,
+    loads,
+)
 from stepmark.runner.turns import take_turns
 
 # A rank that is killed makes the others fail within milliseconds, by an exception of gloo or
@@ -63,6 +73,7 @@ def main(order_json: str) -> None:
 
     try:
         place = _open(order, rank)
+        say(Opened(rank=rank, device_uuid=place.device.uuid))
         if order.by_turns:
             take_turns(order, place, progress, _turns(channel), say)
         else:

@@ -4,6 +4,7 @@ It imports no torch, and while a window is measured it sleeps in ``select``.
 """
 
 import atexit
+import dataclasses
 import functools
 import os
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stepmark import machine, workloads
+from stepmark import machine, nvml, workloads
 from stepmark.errors import UsageError
 from stepmark.fingerprint import Commit, Machine
 from stepmark.result import Outcome, Result
@@ -55,6 +56,7 @@ class Runner:
         self._watch = watch
         self._environment = dict(environment or {})
         self._host: HostProcess | None = None
+        self._sampler = nvml.SamplerProcess({**os.environ, **self._environment})
         self._machine: Machine | None = None
         # Two measurements at a time would disturb each other.
         self._turn = threading.RLock()
@@ -108,6 +110,7 @@ class Runner:
 
     def close(self, patience_s: float = GRACE_S) -> None:
         """End every process that this runner started."""
+        self._sampler.close()
         if self._host is not None:
             self._host.close(patience_s)
             self._host = None
@@ -165,12 +168,16 @@ class Runner:
             cpus=tuple(cpus),
             origins=origins,
         )
-        return Errand(host, order, self._watch)
+        # Turns are so short that nothing else may be going on.
+        return Errand(host, order, self._watch, None if by_turns else self._sampler.watch)
 
     def _measure(self, scenario: Scenario, plan: Plan, *, may_repeat: bool = True) -> Ending:
         try:
             with self.begin(scenario, plan) as errand:
                 ending = errand.finish()
+            ending = dataclasses.replace(
+                ending, records=nvml.join(ending.records, self._sampler.cut())
+            )
         except BaseException:
             # Ctrl-C, most likely: nothing of a half-done order may stay behind.
             self.close()

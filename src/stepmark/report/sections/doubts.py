@@ -103,7 +103,8 @@ def _of_cells(material: Material) -> Iterator[Finding]:
     # Notes that differ in their figures alone are one: the first is shown.
     notes: dict[str, tuple[str, dict[int, Cell]]] = {}
     for cell in material.cells:
-        for note in (note for result in cell.results for note in result.notes):
+        remarks = (text for result in cell.results for text in (*result.unfit, *result.notes))
+        for note in remarks:
             _, cells_with = notes.setdefault(re.sub(r"\d+", "0", note), (note, {}))
             cells_with[id(cell)] = cell
     for note, cells_with in notes.values():
@@ -128,6 +129,13 @@ def _ended_early(cell: Cell) -> bool:
 
 # What is called in doubt, in words; what to try; and for which cells it holds.
 _CHECKS: tuple[tuple[str, str, str, Callable[[Cell], bool]], ...] = (
+    (
+        "Unfit windows",
+        "the machine was disturbed while it was measured: slowed down by heat or a power brake, "
+        "used by others, or short of memory; each is named below",
+        "measure again when the cause is gone",
+        lambda cell: any(result.unfit for result in cell.results),
+    ),
     (
         "One process per scenario",
         "the difference between fresh processes of the same scenario is unknown; on a noisy "
