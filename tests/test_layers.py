@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "stepmark"
 # A module imports from its own row and from those below it, never from above.
 ROWS = (
     ("units", "columns", "stats", "errors", "console", "codec", "fingerprint"),
-    ("scenario", "result", "store", "workload"),
+    ("scenario", "result", "trace", "profile", "store", "workload"),
     (
         "workloads",
         "data",
@@ -26,7 +26,6 @@ ROWS = (
         "windows",
         "probes",
         "compare",
-        "trace",
     ),
     (
         "runner",
@@ -35,6 +34,7 @@ ROWS = (
         "building",
         "place",
         "switches",
+        "profiling",
         "suite",
         "gate",
         "report",
@@ -43,7 +43,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
-WITHOUT_TORCH = ("compare", "report", "trace", "nvml")
+WITHOUT_TORCH = ("compare", "report", "trace", "profile", "nvml")
 
 
 def modules() -> list[Path]:

@@ -2,6 +2,7 @@
 
     results/NAME/run.json                   what was planned: scenarios, plan
     results/NAME/SCENARIO_ID.r0.json        one result, written at once when it was measured
+    results/NAME/profiles/SCENARIO_ID.json  one profile; its traces lie beside it
 
 Every file is written beside its final name and renamed, so a reader, or a run that was killed,
 finds whole files only. A pytest-benchmark file saved by this suite is read as a run too.
@@ -25,6 +26,7 @@ from urllib.parse import quote
 
 from stepmark.codec import DecodeError, decode, encode
 from stepmark.errors import StoreError, UsageError
+from stepmark.profile import Profile
 from stepmark.result import COLUMNS, Result
 from stepmark.scenario import Plan, Scenario
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 INTEGER_COLUMNS = tuple(c for c in COLUMNS if c.endswith("_bytes") or c == "steps")
 RUN_FILE = "run.json"
+PROFILES = "profiles"
 # File systems allow 255 bytes; a repeat, a suffix and a temporary name must fit too.
 LONGEST_NAME = 200
 # As many names of runs as a message can hold and still be read.
@@ -65,6 +68,7 @@ class Run:
         name: the folder's name, or the file's stem.
         path: where it was read from.
         results: in the order in which they were measured.
+        profiles: of scenarios that were profiled.
         by_pytest: its scenarios came from tests, which alone can measure it again whole.
         missing: planned scenario ids and repeats without a result: the run was interrupted.
     """
@@ -72,6 +76,7 @@ class Run:
     name: str
     path: Path
     results: tuple[Result, ...]
+    profiles: tuple[Profile, ...] = ()
     by_pytest: bool = False
     missing: tuple[tuple[str, int], ...] = ()
 
@@ -142,13 +147,41 @@ class RunFolder:
         path = self._file(scenario.id, repeat)
         return _read(path, Result) if path.exists() else None
 
+    def profile_prefix(self, scenario: Scenario) -> Path:
+        """How the files of a scenario's profile begin; makes their folder.
+
+        Raises:
+            StoreError: it cannot be made.
+        """
+        folder = self.path / PROFILES
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from None
+        return folder / _file_name(scenario.id)
+
+    def save_profile(self, profile: Profile) -> Path:
+        """Write one profile at once.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        prefix = self.profile_prefix(profile.scenario)
+        path = prefix.with_name(f"{prefix.name}.json")
+        _write(path, profile)
+        return path
+
     def _file(self, scenario_id: str, repeat: int) -> Path:
-        # quote() keeps two different ids apart whatever characters a workload's path holds;
-        # a dot at the front would hide the file.
-        name = re.sub(r"^\.", "%2E", quote(scenario_id, safe=""))
-        if len(name) > LONGEST_NAME:
-            name = name[:LONGEST_NAME] + "~" + hashlib.sha256(name.encode()).hexdigest()[:16]
-        return self.path / f"{name}.r{repeat}.json"
+        return self.path / f"{_file_name(scenario_id)}.r{repeat}.json"
+
+
+def _file_name(scenario_id: str) -> str:
+    # quote() keeps two different ids apart whatever characters a workload's path holds; a dot at
+    # the front would hide the file.
+    name = re.sub(r"^\.", "%2E", quote(scenario_id, safe=""))
+    if len(name) > LONGEST_NAME:
+        name = name[:LONGEST_NAME] + "~" + hashlib.sha256(name.encode()).hexdigest()[:16]
+    return name
 
 
 def check_name(name: str) -> str:
@@ -306,10 +339,16 @@ def _read_folder(path: Path) -> Run:
     missing = tuple(pair for pair in wanted if pair not in done)
     if not results:
         raise UsageError(f"{path}: the run holds no results yet; resume it with --resume")
+    profiles = [
+        _read(file, Profile)
+        for file in (path / PROFILES).glob("*.json")
+        if not file.name.startswith(".")
+    ]
     return Run(
         name=path.name,
         path=path,
         results=tuple(results),
+        profiles=tuple(sorted(profiles, key=lambda profile: profile.started_at)),
         by_pytest=not planned.scenarios,
         missing=missing,
     )

@@ -1,6 +1,7 @@
 """Commands and their options. What a command needs is imported when it runs, so help is quick."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -49,6 +50,12 @@ PrefetchFactorAxis = Annotated[str, _axis("Batches each worker prepares ahead.")
 PersistentWorkersAxis = Annotated[str, _axis("true, false: workers live on from epoch to epoch.")]
 ThreadsAxis = Annotated[str, _axis("Compute threads per rank, or auto: an even share.")]
 DdpAxis = Annotated[str, _axis("true, false: wrap in DDP at world size 1 too.")]
+Steps = Annotated[int, typer.Option(help="Steps of one measured window.")]
+MaxSeconds = Annotated[float, typer.Option(help="Budget of one measured window.")]
+Timeout = Annotated[float, typer.Option(help="Seconds until a scenario is killed.")]
+Save = Annotated[
+    str | None, typer.Option(help="Name of the run. Default: the time.", metavar="NAME")
+]
 Warmup = Annotated[
     int, typer.Option(help="Fewest warm-up steps; more are done until step times settle.")
 ]
@@ -85,15 +92,12 @@ def run(
     persistent_workers: PersistentWorkersAxis = "false",
     threads: ThreadsAxis = "auto",
     ddp: DdpAxis = "false",
-    steps: Annotated[int, typer.Option(help="Steps of one measured window.")] = 50,
+    steps: Steps = 50,
     warmup: Warmup = 5,
-    max_seconds: Annotated[float, typer.Option(help="Budget of one measured window.")] = 10.0,
+    max_seconds: MaxSeconds = 10.0,
     repeats: Annotated[int, typer.Option(help="Fresh processes per scenario.")] = 1,
-    timeout: Annotated[float, typer.Option(help="Seconds until a scenario is killed.")] = 300.0,
-    save: Annotated[
-        str | None,
-        typer.Option(help="Name of the run. Default: the time.", metavar="NAME"),
-    ] = None,
+    timeout: Timeout = 300.0,
+    save: Save = None,
     results: Results = Path("results"),
     resume: Annotated[
         bool, typer.Option("--resume", help="Complete the run named by --save.")
@@ -117,7 +121,11 @@ def run(
     if workload or not resume:
         scenarios = axes.scenarios(context.params)
     else:
-        _refuse_axes_and_plan(context)
+        _refuse_beside(
+            context,
+            "a resumed run has its own axes and plan; leave it out, or measure under another name",
+            ("save", "results", "resume", "download"),
+        )
     raise typer.Exit(
         run_command.run(
             scenarios, plan, name=save, results=results, resume=resume, download=download
@@ -125,16 +133,13 @@ def run(
     )
 
 
-def _refuse_axes_and_plan(context: typer.Context) -> None:
-    """A run resumed without a workload has its own; any other would be passed over in silence."""
+def _refuse_beside(context: typer.Context, why: str, allowed: Sequence[str]) -> None:
+    """Any other option would be passed over in silence."""
     for name in context.params:
         source = context.get_parameter_source(name)
         given = source is not None and source.name == "COMMANDLINE"
-        if given and name not in ("save", "results", "resume", "download"):
-            raise UsageError(
-                f"--{name.replace('_', '-')}: a resumed run has its own axes and plan; leave it "
-                "out, or measure under another name"
-            )
+        if given and name not in allowed:
+            raise UsageError(f"--{name.replace('_', '-')}: {why}")
 
 
 @app.command()
@@ -272,16 +277,52 @@ def gate(
 
 @app.command()
 def profile(
+    context: typer.Context,
     trace: Annotated[
-        Path,
-        typer.Option(help="Chrome trace of torch.profiler, compressed or not.", metavar="FILE"),
-    ],
-    json: Annotated[bool, typer.Option("--json", help="As JSON, in seconds.")] = False,
+        Path | None,
+        typer.Option(
+            help="An existing chrome trace of torch.profiler, compressed or not, instead of a "
+            "workload.",
+            metavar="FILE",
+        ),
+    ] = None,
+    workload: Workloads = None,
+    device: DeviceAxis = "auto",
+    batch_size: BatchSizeAxis = None,
+    num_workers: NumWorkersAxis = "0",
+    precision: PrecisionAxis = "fp32",
+    accumulation: AccumulationAxis = "1",
+    world_size: WorldSizeAxis = "1",
+    pin_memory: PinMemoryAxis = "false",
+    prefetch_factor: PrefetchFactorAxis = "2",
+    persistent_workers: PersistentWorkersAxis = "false",
+    threads: ThreadsAxis = "auto",
+    ddp: DdpAxis = "false",
+    steps: Steps = 50,
+    warmup: Warmup = 5,
+    max_seconds: MaxSeconds = 10.0,
+    timeout: Timeout = 300.0,
+    save: Save = None,
+    results: Results = Path("results"),
+    json: Annotated[bool, typer.Option("--json", help="As JSON, in seconds and bytes.")] = False,
 ) -> None:
-    """Show where the time of a trace's steps went; the parts sum to wall time."""
-    from stepmark.cli import profile_command
+    """Show where the time of a step goes; the parts sum to wall time.
 
-    profile_command.analyse(trace, json=json)
+    A scenario is measured, then run again under torch.profiler in other processes; or a trace is
+    read.
+    """
+    from stepmark.cli import axes, profile_command
+    from stepmark.scenario import Plan
+
+    if trace is not None:
+        _refuse_beside(context, "--trace has its steps already", ("trace", "json"))
+        profile_command.analyse(trace, json=json)
+        return
+    plan = Plan(steps=steps, warmup=warmup, max_seconds=max_seconds, timeout=timeout)
+    scenarios = axes.scenarios(context.params)
+    raise typer.Exit(
+        profile_command.profile(scenarios, plan, name=save, results=results, json=json)
+    )
 
 
 @app.command()

@@ -2,21 +2,31 @@
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.profiler import ProfilerActivity
 
 from stepmark.fingerprint import DeviceInfo
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceMemory:
-    """Bytes on one device since the last reset; ``None`` where there is no such figure."""
+    """Bytes on one device; ``None`` where there is no such figure.
+
+    Attributes:
+        peak_allocated_bytes: most held by tensors since the last reset.
+        peak_reserved_bytes: most held by the caching allocator since then.
+        in_use_bytes: in use on the whole device now, by anyone.
+    """
 
     peak_allocated_bytes: int | None = None
     peak_reserved_bytes: int | None = None
+    in_use_bytes: int | None = None
 
 
 class Marks(Protocol):
@@ -36,6 +46,7 @@ class Device(Protocol):
         torch_device: for ``tensor.to``.
         name: for people, such as ``NVIDIA H200``.
         uuid: what NVIDIA's management library knows it by; empty where it knows none.
+        activities: what torch.profiler can see of it.
         marks_steps: points can be set without waiting for the device. Where they cannot, steps
             are not timed one by one, and phases come from a pass that waits at each point.
     """
@@ -43,6 +54,7 @@ class Device(Protocol):
     torch_device: torch.device
     name: str
     uuid: str
+    activities: Sequence[ProfilerActivity]
     marks_steps: bool
 
     def now_s(self) -> float:
@@ -68,6 +80,9 @@ class Device(Protocol):
 
     def memory(self) -> DeviceMemory:
         """Peaks since `reset_peaks`."""
+
+    def memory_history(self, file: Path) -> AbstractContextManager[bool]:
+        """A context whose allocations go to a file; gives whether they can."""
 
     def autocast(self, dtype: torch.dtype) -> Any:
         """A context in which forward and loss run in ``dtype`` where that is safe."""
@@ -109,6 +124,8 @@ class HostMarks:
 class TorchDevice:
     """What torch's devices have in common; a device that has more overrides it."""
 
+    activities: Sequence[ProfilerActivity] = (ProfilerActivity.CPU,)
+
     def __init__(self, torch_device: torch.device, name: str, uuid: str = "") -> None:
         self.torch_device = torch_device
         self.name = name
@@ -140,6 +157,10 @@ class TorchDevice:
     def memory(self) -> DeviceMemory:
         """None of the figures exist; an empty cell is honest."""
         return DeviceMemory()
+
+    def memory_history(self, file: Path) -> AbstractContextManager[bool]:
+        """There is none."""
+        return nullcontext(False)
 
 
 def moved(batch: Any, device: torch.device) -> Any:

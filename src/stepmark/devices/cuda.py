@@ -1,13 +1,18 @@
 """CUDA: work is queued on a stream, so points on its timeline are events on that stream."""
 
+import contextlib
 import itertools
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity
 
 from stepmark.devices.base import Device, DeviceMemory, TorchDevice
 from stepmark.fingerprint import DeviceInfo
 
+_MOST_ALLOCATIONS = 100_000
 _BELOW_AMPERE = "{} needs compute capability 8.0 or higher, {} has {}.{}"
 
 
@@ -40,6 +45,7 @@ class EventMarks:
 class CudaDevice(TorchDevice):
     """See `stepmark.devices.Device`."""
 
+    activities = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
     marks_steps = True
 
     def synchronize(self) -> None:
@@ -70,9 +76,22 @@ class CudaDevice(TorchDevice):
         """See `stepmark.devices.Device`."""
         torch.cuda.reset_peak_memory_stats(self.torch_device)
 
+    @contextlib.contextmanager
+    def memory_history(self, file: Path) -> Iterator[bool]:
+        """As a snapshot for https://pytorch.org/memory_viz."""
+        _CUDA.memory._record_memory_history(max_entries=_MOST_ALLOCATIONS)
+        try:
+            yield True
+            self.synchronize()
+            _CUDA.memory._dump_snapshot(str(file))
+        finally:
+            _CUDA.memory._record_memory_history(enabled=None)
+
     def memory(self) -> DeviceMemory:
         """See `stepmark.devices.Device`."""
+        free_bytes, total_bytes = torch.cuda.mem_get_info(self.torch_device)
         return DeviceMemory(
+            in_use_bytes=total_bytes - free_bytes,
             peak_allocated_bytes=torch.cuda.max_memory_allocated(self.torch_device),
             peak_reserved_bytes=torch.cuda.max_memory_reserved(self.torch_device),
         )

@@ -4,6 +4,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stepmark.profile import RankProfile
 from stepmark.result import Outcome, RankRecord
 from stepmark.runner.messages import Ended, Failed, Order, Ready, Turned
 from stepmark.runner.processes import tail
@@ -14,7 +15,7 @@ class Progress:
     """What is known of an order.
 
     Attributes:
-        records: of the ranks that are done.
+        records, profiles: of the ranks that are done.
         failures: of the ranks that ended by an exception.
         begun: a rank was heard of; before that, nothing of the workload was run.
         stage: what a rank did last.
@@ -25,6 +26,7 @@ class Progress:
     """
 
     records: dict[int, RankRecord] = field(default_factory=dict)
+    profiles: dict[int, RankProfile] = field(default_factory=dict)
     failures: list[Failed] = field(default_factory=list)
     begun: bool = False
     stage: str = "starting"
@@ -41,7 +43,12 @@ class Progress:
 
     def is_decided(self, world_size: int) -> bool:
         """Whether the outcome is known, even if processes still run."""
-        return bool(self.failures) or len(self.records) == world_size
+        return bool(self.failures) or len(self.done) == world_size
+
+    @property
+    def done(self) -> set[int]:
+        """Ranks that have done what they were asked for."""
+        return {*self.records, *self.profiles}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,7 @@ class Ending:
     reason: str
     detail: str = ""
     records: tuple[RankRecord, ...] = ()
+    profiles: tuple[RankProfile, ...] = ()
 
 
 def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) -> Ending:
@@ -64,9 +72,10 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
         oom_killed: the kernel has killed a process for want of memory meanwhile.
     """
     world_size = order.scenario.world_size
-    if len(progress.records) == world_size:
-        records = tuple(progress.records[rank] for rank in range(world_size))
-        return Ending(Outcome.OK, "", records=records)
+    if len(progress.done) == world_size:
+        records = tuple(progress.records[rank] for rank in sorted(progress.records))
+        profiles = tuple(progress.profiles[rank] for rank in sorted(progress.profiles))
+        return Ending(Outcome.OK, "", records=records, profiles=profiles)
     logs = _logs(Path(order.folder))
     if progress.stopped and not progress.failures:
         limit = f"{order.plan.timeout:g} s"
@@ -75,7 +84,7 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
     if not progress.stopped:
         # One that failed has spoken, and one that is done, whatever its exit code; who dies
         # silently was killed.
-        spoken = {failure.rank for failure in progress.failures} | set(progress.records)
+        spoken = {failure.rank for failure in progress.failures} | progress.done
         exit_codes = {} if progress.ended is None else progress.ended.exit_codes
         for rank, code in exit_codes.items():
             if code and int(rank) not in spoken:

@@ -18,6 +18,7 @@ from stepmark.runner.messages import (
     Message,
     Opened,
     Order,
+    Profiled,
     Ready,
     Stage,
     Stop,
@@ -188,6 +189,8 @@ class Errand:
                     self._watch(message)
             case Done(record=record):
                 progress.records[record.rank] = record
+            case Profiled(profile=profile):
+                progress.profiles[profile.rank] = profile
             case Failed():
                 progress.failures.append(message)
             case Ready():

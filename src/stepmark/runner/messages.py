@@ -2,7 +2,7 @@
 
     supervisor  --Order, Stop-->  host  --(forkserver, elastic)-->  ranks
     supervisor  <--Hello, Ended--  host
-    supervisor  <--Opened, Stage, Done, Failed--  ranks
+    supervisor  <--Opened, Stage, Done, Profiled, Failed--  ranks
     supervisor  --Turn-->  ranks  --Ready, Turned-->  supervisor    (by turns only)
 
 Host and ranks connect to sockets of the supervisor's. A host notices by a closed connection that
@@ -18,6 +18,7 @@ from typing import Any, get_args
 
 from stepmark.codec import DecodeError, decode, encode
 from stepmark.fingerprint import DeviceInfo
+from stepmark.profile import RankProfile
 from stepmark.result import Outcome, RankRecord
 from stepmark.scenario import Plan, Scenario
 
@@ -67,6 +68,7 @@ class Order:
             is all of the ranks' search path.
         folder: for the ranks' output and the socket they report to; no other order has it.
         by_turns: steps are run at the supervisor's word, not by the plan.
+        profile_to: beginning of the paths of files for the profiler; empty if it is not asked for.
         cpus: the ranks keep to these, an equal share each; empty leaves them where they are.
         origins: by turns, where code must come from; ``None`` if that does not matter.
     """
@@ -79,6 +81,7 @@ class Order:
     sys_path: tuple[str, ...]
     folder: str
     by_turns: bool = False
+    profile_to: str = ""
     cpus: tuple[int, ...] = ()
     origins: Origins | None = None
 
@@ -180,6 +183,13 @@ class Done:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Profiled:
+    """A rank's profile."""
+
+    profile: RankProfile
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     """A rank ended by an exception.
 
@@ -198,7 +208,9 @@ class Failed:
     detail: str
 
 
-Message = Hello | Order | Stop | Ended | Opened | Stage | Ready | Turn | Turned | Done | Failed
+Message = (
+    Hello | Order | Stop | Ended | Opened | Stage | Ready | Turn | Turned | Done | Profiled | Failed
+)
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from stepmark import session
+from stepmark import profiling, session
 from stepmark.errors import StepmarkError
 from stepmark.loading import die_with_parent
 from stepmark.place import Place, leave_process_group, open_place
@@ -25,6 +25,7 @@ from stepmark.runner.messages import (
     Message,
     Opened,
     Order,
+    Profiled,
     Stage,
     Turn,
     loads,
@@ -76,6 +77,10 @@ def main(order_json: str) -> None:
         say(Opened(rank=rank, device_uuid=place.device.uuid))
         if order.by_turns:
             take_turns(order, place, progress, _turns(channel), say)
+        elif order.profile_to:
+            prefix = Path(order.profile_to)
+            found = profiling.profile(order.scenario, order.plan, place, progress, prefix)
+            say(Profiled(profile=found))
         else:
             record = session.run(order.scenario, order.plan, place, progress)
             say(Done(record=record))

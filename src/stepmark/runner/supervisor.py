@@ -12,12 +12,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stepmark import machine, nvml, workloads
+from stepmark import machine, nvml, profile, workloads
 from stepmark.errors import UsageError
 from stepmark.fingerprint import Commit, Machine
+from stepmark.profile import Profile
 from stepmark.result import Outcome, Result
 from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, Watcher
@@ -32,6 +34,16 @@ from stepmark.scenario import Plan, Scenario
 ENVIRONMENT: dict[str, str] = {}
 if sys.platform == "linux":
     ENVIRONMENT["GLOO_SOCKET_IFNAME"] = "lo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _CarriedOut:
+    """What became of a scenario: as it was resolved, its end, when it began, how long it took."""
+
+    scenario: Scenario
+    ending: Ending
+    started_at: str
+    wall_s: float
 
 
 class Runner:
@@ -83,30 +95,65 @@ class Runner:
             WorkloadError: the workload is known beforehand not to exist.
             RunnerError: no process can be started.
         """
-        workloads.check(scenario.workload)
         with self._turn:
-            here = self.machine
-            scenario = scenario.on(here)
-            started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
-            start_s = time.monotonic()
-            obstacle = scenario.obstacle(here)
-            if obstacle is not None:
-                ending = Ending(Outcome.SKIPPED, obstacle)
-            else:
-                ending = self._measure(scenario, plan)
+            done = self._carry_out(scenario, plan)
             return Result(
-                scenario=scenario,
+                scenario=done.scenario,
                 plan=plan,
                 repeat=repeat,
-                outcome=ending.outcome,
-                reason=ending.reason,
-                ranks=ending.records,
-                machine=here,
+                outcome=done.ending.outcome,
+                reason=done.ending.reason,
+                ranks=done.ending.records,
+                machine=self.machine,
                 commit=_commit(Path.cwd()),
-                started_at=started_at,
-                wall_s=time.monotonic() - start_s,
-                detail=ending.detail,
+                started_at=done.started_at,
+                wall_s=done.wall_s,
+                detail=done.ending.detail,
             )
+
+    def profile(self, scenario: Scenario, plan: Plan, prefix: Path) -> Profile:
+        """Run some steps of a scenario under torch.profiler, in fresh processes.
+
+        Args:
+            scenario: which.
+            plan: of the warm-up.
+            prefix: of the names of the files that the ranks write; their folder exists.
+
+        Raises:
+            WorkloadError: the workload is known beforehand not to exist.
+            RunnerError: no process can be started.
+            StoreError: the trace cannot be read.
+        """
+        with self._turn:
+            done = self._carry_out(scenario, plan, profile_to=str(prefix.absolute()))
+        return profile.summarize(
+            done.scenario,
+            prefix.parent,
+            outcome=done.ending.outcome,
+            reason=done.ending.reason,
+            detail=done.ending.detail,
+            ranks=done.ending.profiles,
+            started_at=done.started_at,
+            wall_s=done.wall_s,
+        )
+
+    def _carry_out(self, scenario: Scenario, plan: Plan, *, profile_to: str = "") -> _CarriedOut:
+        workloads.check(scenario.workload)
+        here = self.machine
+        scenario = scenario.on(here)
+        started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        start_s = time.monotonic()
+        obstacle = scenario.obstacle(here)
+        if obstacle is not None:
+            ending = Ending(Outcome.SKIPPED, obstacle)
+        else:
+            ending = self._measure(scenario, plan, profile_to)
+        return _CarriedOut(
+            scenario=scenario,
+            ending=ending,
+            started_at=started_at,
+            wall_s=time.monotonic() - start_s,
+        )
 
     def close(self, patience_s: float = GRACE_S) -> None:
         """End every process that this runner started."""
@@ -137,6 +184,7 @@ class Runner:
         directory: Path | None = None,
         sys_path: Sequence[str] | None = None,
         by_turns: bool = False,
+        profile_to: str = "",
         cpus: Sequence[int] = (),
         origins: Origins | None = None,
     ) -> Errand:
@@ -148,6 +196,7 @@ class Runner:
             directory: where they work; by default where this process does.
             sys_path: where they find modules; by default where this process does.
             by_turns: steps are run at the word of the errand's holder.
+            profile_to: beginning of the paths of files for the profiler.
             cpus: what the ranks keep to, an equal share each; empty leaves them where they are.
             origins: by turns, where their code must come from.
 
@@ -165,15 +214,18 @@ class Runner:
             sys_path=tuple(sys_path or (str(Path(e).absolute()) for e in ["", *sys.path])),
             folder=tempfile.mkdtemp(dir=host.folder),
             by_turns=by_turns,
+            profile_to=profile_to,
             cpus=tuple(cpus),
             origins=origins,
         )
         # Turns are so short that nothing else may be going on.
         return Errand(host, order, self._watch, None if by_turns else self._sampler.watch)
 
-    def _measure(self, scenario: Scenario, plan: Plan, *, may_repeat: bool = True) -> Ending:
+    def _measure(
+        self, scenario: Scenario, plan: Plan, profile_to: str, *, may_repeat: bool = True
+    ) -> Ending:
         try:
-            with self.begin(scenario, plan) as errand:
+            with self.begin(scenario, plan, profile_to=profile_to) as errand:
                 ending = errand.finish()
             ending = dataclasses.replace(
                 ending, records=nvml.join(ending.records, self._sampler.cut())
@@ -187,7 +239,7 @@ class Runner:
             self.close(patience_s=0)
             if may_repeat and not progress.begun and not progress.stopped:
                 # It was killed while nothing was measured, and died only when asked.
-                return self._measure(scenario, plan, may_repeat=False)
+                return self._measure(scenario, plan, profile_to, may_repeat=False)
         return ending
 
 

@@ -11,10 +11,11 @@ from stepmark.units import format_percent, format_seconds
 
 _SHOWN = 10
 _LONGEST_NAME = 70
+_COPIES = "memory copies"
 _PARTS = {
     "compute": "compute_s",
     "exposed communication": "exposed_comm_s",
-    "memory copies": "memcpy_s",
+    _COPIES: "memcpy_s",
     "idle": "idle_s",
 }
 # From here on the host is what the device waits for.
@@ -32,8 +33,8 @@ def as_text(total: Total, attribution: Attribution) -> str:
     blocks = (
         _parts(total),
         _starved(total, attribution),
-        _phases(attribution),
-        _operators(attribution),
+        _phases(total, attribution),
+        _operators(total, attribution),
         _kernels(attribution),
         _waits(attribution),
     )
@@ -43,6 +44,10 @@ def as_text(total: Total, attribution: Attribution) -> str:
 def _parts(total: Total) -> list[str]:
     device = "host alone" if total.device is None else f"device {total.device}"
     rows = [(name, *_cells(total, field)) for name, field in {"wall": "wall_s", **_PARTS}.items()]
+    if total.device is None:
+        # What has no device copies nothing to one, and is "idle" while Python runs.
+        rows = [row for row in rows if row[0] != _COPIES]
+        rows[-1] = ("outside of operators", *rows[-1][1:])
     return [
         f"{len(total.steps)} steps, {format_seconds(total.wall_s)}; {device}",
         "",
@@ -58,20 +63,27 @@ def _starved(total: Total, attribution: Attribution) -> list[str]:
     return [f"{format_percent(part)} of the time the device waited for a launch{verdict}"]
 
 
-def _phases(attribution: Attribution) -> list[str]:
+def _phases(total: Total, attribution: Attribution) -> list[str]:
     rows = [
         (p.name, format_seconds(p.host_s), format_seconds(p.device_s), str(p.launches))
         for p in attribution.phases
     ]
-    return aligned(("phase", "host", "device", "launches"), rows)
+    shown = 4 if total.device is not None else 2
+    header = ("phase", "host", "device", "launches")
+    return aligned(header[:shown], [row[:shown] for row in rows])
 
 
-def _operators(attribution: Attribution) -> list[str]:
+def _operators(total: Total, attribution: Attribution) -> list[str]:
+    operators = attribution.operators
+    if total.device is None:
+        operators = tuple(sorted(operators, key=lambda operator: -operator.host_s))
     rows = [
         (_short(o.name), str(o.calls), format_seconds(o.host_s), format_seconds(o.device_s))
-        for o in attribution.operators[:_SHOWN]
+        for o in operators[:_SHOWN]
     ]
-    return aligned(("operator", "calls", "host, itself", "device"), rows)
+    shown = 4 if total.device is not None else 3
+    header = ("operator", "calls", "host, itself", "device")
+    return aligned(header[:shown], [row[:shown] for row in rows])
 
 
 def _kernels(attribution: Attribution) -> list[str]:

@@ -1,0 +1,168 @@
+"""One rank under torch.profiler: traces of some steps, and the ledger of its memory."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from stepmark.loop import Callback, Training, train
+from stepmark.measurement import Measurement
+from stepmark.place import Place
+from stepmark.probes.ledger import HeldMemory
+from stepmark.profile import RankProfile
+from stepmark.scenario import Plan, Scenario
+from stepmark.session import Prepared, Progress, prepare
+from stepmark.trace.attribution import PHASE
+
+# Of the profiler, before the steps that count: its first ones are slow.
+_WARM_UP = 2
+_SECONDS = 0.5
+_FEWEST_STEPS, _MOST_STEPS = 3, 10
+_STEPS_WITH_STACKS = 2
+_PLAIN_STEPS = 10
+
+
+def profile(
+    scenario: Scenario, plan: Plan, place: Place, progress: Progress, prefix: Path
+) -> RankProfile:
+    """Profile a scenario on one rank.
+
+    Args:
+        scenario: with its device resolved.
+        plan: of the warm-up.
+        place: this rank's.
+        progress: told the stage.
+        prefix: of the names of files that are written.
+
+    Raises:
+        WorkloadError: the workload cannot be found or built, or does not suit the scenario.
+    """
+    prepared = prepare(scenario, plan, place, progress)
+    place, device = prepared.place, prepared.place.device
+    measurement = Measurement(scenario, plan, place, prepared.training, prepared.batches)
+    progress("warming up", None)
+    measurement.warm_up()
+    plain = measurement.stretch(_PLAIN_STEPS, plan.max_seconds)
+    progress("counting memory", None)
+    held = HeldMemory(
+        prepared.training.model,
+        prepared.training.optimizer,
+        prepared.workload.optimizer,
+        device,
+    )
+    with held.watching():
+        train(prepared.training, prepared.batches, range(1), [held])
+    device.synchronize()
+    ledger = held.holdings()
+
+    num_steps = min(max(_FEWEST_STEPS, round(_SECONDS / plain.step_s)), _MOST_STEPS)
+    base = prefix.with_name(f"{prefix.name}.rank{place.rank}")
+    progress("profiling", None)
+    trace = base.with_name(f"{base.name}.trace.json.gz")
+    profiled_s = _trace(prepared, num_steps, trace, with_stack=False)
+    stacks = snapshot = ""
+    if len(device.activities) > 1:  # not the host alone, which never waits for itself
+        progress("profiling with stacks", None)
+        file = base.with_name(f"{base.name}.stacks.json.gz")
+        _trace(prepared, _STEPS_WITH_STACKS, file, with_stack=True)
+        stacks = file.name
+        file = base.with_name(f"{base.name}.memory.pickle")
+        with device.memory_history(file) as is_recorded:
+            train(prepared.training, prepared.batches, range(1))
+        snapshot = file.name if is_recorded else ""
+    place.barrier()
+    return RankProfile(
+        rank=place.rank,
+        device_name=device.name,
+        trace=trace.name,
+        stacks=stacks,
+        snapshot=snapshot,
+        num_steps=num_steps,
+        profiled_step_s=profiled_s / num_steps,
+        plain_step_s=plain.step_s,
+        ledger=ledger,
+        notes=prepared.switches.notes,
+    )
+
+
+def _trace(prepared: Prepared, num_steps: int, file: Path, *, with_stack: bool) -> float:
+    """Profile some steps into a file; how long they took."""
+    place, training = prepared.place, prepared.training
+    device = place.device
+    edges_s: list[float] = []
+    done = 0
+    schedule = torch.profiler.schedule(wait=0, warmup=_WARM_UP, active=num_steps, repeat=1)
+    with torch.profiler.profile(
+        activities=device.activities,
+        schedule=schedule,
+        with_stack=with_stack,
+        profile_memory=with_stack,
+    ) as profiler:
+
+        def on_step() -> None:
+            nonlocal done
+            done += 1
+            if done in (_WARM_UP, _WARM_UP + num_steps):
+                # What was queued before the first step is not its, and the last one's tail is.
+                device.synchronize()
+                edges_s.append(device.now_s())
+            profiler.step()
+
+        place.barrier()
+        train(
+            training,
+            prepared.batches,
+            range(_WARM_UP + num_steps),
+            [PhaseAnnotations(training, on_step)],
+        )
+    profiler.export_chrome_trace(str(file))
+    return edges_s[1] - edges_s[0]
+
+
+class PhaseAnnotations(Callback):
+    """Names each phase in the trace, without a gap between them.
+
+    Args:
+        training: whose micro-batches to count.
+        on_step: called after each step.
+    """
+
+    def __init__(self, training: Training, on_step: Callable[[], None]) -> None:
+        self._accumulation = training.accumulation
+        self._on_step = on_step
+        self._num_left = 0
+        self._open: torch.profiler.record_function | None = None
+
+    def on_step_start(self) -> None:
+        """See `Callback`."""
+        self._num_left = self._accumulation
+        self._switch("data_wait")
+
+    def on_batch(self) -> None:
+        """See `Callback`."""
+        self._switch("h2d")
+
+    def on_transfer(self) -> None:
+        """See `Callback`."""
+        self._switch("forward")
+
+    def on_forward(self) -> None:
+        """See `Callback`."""
+        self._switch("backward")
+
+    def on_backward(self) -> None:
+        """See `Callback`."""
+        self._num_left -= 1
+        self._switch("data_wait" if self._num_left else "optimizer")
+
+    def on_step_end(self) -> None:
+        """See `Callback`."""
+        self._switch("")
+        self._on_step()
+
+    def _switch(self, phase: str) -> None:
+        if self._open is not None:
+            self._open.__exit__(None, None, None)
+        self._open = torch.profiler.record_function(PHASE + phase) if phase else None
+        if self._open is not None:
+            self._open.__enter__()
