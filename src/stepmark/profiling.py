@@ -81,7 +81,7 @@ def profile(
         profiled_step_s=profiled_s / num_steps,
         plain_step_s=plain.step_s,
         ledger=ledger,
-        notes=prepared.switches.notes,
+        notes=tuple(prepared.switches.notes),
     )
 
 
@@ -165,4 +165,4 @@ class PhaseAnnotations(Callback):
             self._open.__exit__(None, None, None)
         self._open = torch.profiler.record_function(PHASE + phase) if phase else None
         if self._open is not None:
-            self._open.__enter__()
+            self._open.__enter__()  # type: ignore[no-untyped-call]

@@ -259,6 +259,14 @@ class Result:
         return self.scenario.samples_per_step * num_steps / self._window_s
 
     @property
+    def joules_per_sample(self) -> float | None:
+        """Energy of all ranks' devices over the window, over its samples; ``None`` if unknown."""
+        energy_j = self.row()["energy_j"]
+        if energy_j is None:
+            return None
+        return float(energy_j / (self.scenario.samples_per_step * self.ranks[0].window.num_steps))
+
+    @property
     def observer_effect(self) -> float | None:
         """Mean step with phase marks over mean step without them; about 1 is good."""
         slowest = self.slowest

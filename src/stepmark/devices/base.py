@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,7 @@ class Device(Protocol):
     torch_device: torch.device
     name: str
     uuid: str
-    activities: Sequence[ProfilerActivity]
+    activities: tuple[ProfilerActivity, ...]
     marks_steps: bool
 
     def now_s(self) -> float:
@@ -124,7 +124,7 @@ class HostMarks:
 class TorchDevice:
     """What torch's devices have in common; a device that has more overrides it."""
 
-    activities: Sequence[ProfilerActivity] = (ProfilerActivity.CPU,)
+    activities: tuple[ProfilerActivity, ...] = (ProfilerActivity.CPU,)
 
     def __init__(self, torch_device: torch.device, name: str, uuid: str = "") -> None:
         self.torch_device = torch_device

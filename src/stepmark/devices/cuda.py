@@ -45,7 +45,7 @@ class EventMarks:
 class CudaDevice(TorchDevice):
     """See `stepmark.devices.Device`."""
 
-    activities = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
+    activities: tuple[ProfilerActivity, ...] = (ProfilerActivity.CPU, ProfilerActivity.CUDA)
     marks_steps = True
 
     def synchronize(self) -> None:

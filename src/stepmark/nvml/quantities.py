@@ -69,6 +69,11 @@ _processes = either(
 )
 _temperature = either("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
 
+
+def _pcie_bytes_per_s(device: Any, counter: int) -> float:
+    return 1024.0 * float(_NVML.nvmlDeviceGetPcieThroughput(device, counter))
+
+
 # The kernel measures PCIe for 20 ms at each call, so it is asked for last and rarely.
 QUANTITIES = (
     Quantity(
@@ -108,17 +113,14 @@ QUANTITIES = (
         every=_SOMETIMES,
     ),
     Quantity(name="num_processes", read=lambda device: len(_processes(device)), every=_SOMETIMES),
-    *(
-        Quantity(
-            name=f"pcie_{direction}_bytes_per_s",
-            read=lambda device, counter=counter: (
-                1024 * _NVML.nvmlDeviceGetPcieThroughput(device, counter)
-            ),
-            every=_RARELY,
-        )
-        for direction, counter in (
-            ("tx", _NVML.NVML_PCIE_UTIL_TX_BYTES),
-            ("rx", _NVML.NVML_PCIE_UTIL_RX_BYTES),
-        )
+    Quantity(
+        name="pcie_tx_bytes_per_s",
+        read=lambda device: _pcie_bytes_per_s(device, _NVML.NVML_PCIE_UTIL_TX_BYTES),
+        every=_RARELY,
+    ),
+    Quantity(
+        name="pcie_rx_bytes_per_s",
+        read=lambda device: _pcie_bytes_per_s(device, _NVML.NVML_PCIE_UTIL_RX_BYTES),
+        every=_RARELY,
     ),
 )

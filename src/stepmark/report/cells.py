@@ -81,6 +81,12 @@ class Cell:
         return float(row["window_s"] / row["steps"])
 
     @property
+    def joules_per_sample(self) -> float | None:
+        """As the median over repeats; ``None`` if no device told."""
+        found = [v for result in self.results if (v := result.joules_per_sample) is not None]
+        return statistics.median(found) if found else None
+
+    @property
     def skipped_steps(self) -> int:
         """Optimizer steps that gradient scalers are known to have skipped, over all processes."""
         skipped = (rank.skipped_steps for result in self.results for rank in result.ranks)

@@ -37,6 +37,18 @@ PART_STYLES = {
     "process group": ("#000000", ""),
     "first batch": ("#D55E00", "////"),
     "first step": ("#0072B2", ""),
+    "compute": ("#0072B2", ""),
+    "exposed communication": ("#D55E00", "////"),
+    "memory copies": ("#E69F00", ".."),
+    "idle": ("#DDDDDD", ""),
+    "parameters": ("#0072B2", ""),
+    "buffers": ("#000000", ""),
+    "gradients": ("#56B4E9", "\\\\"),
+    "optimizer state": ("#009E73", "xx"),
+    "activations": ("#D55E00", "////"),
+    "workspace and the rest": ("#E69F00", ".."),
+    "cached": ("#CC79A7", "\\\\"),
+    "context and others": ("#BBBBBB", ""),
 }
 
 _PART_NAMES = {"h2d": "to device (h2d)"}
@@ -173,18 +185,20 @@ def draw_stacked_bars(
     *,
     title: str,
     quantity: str,
+    unit: tuple[float, str] | None = None,
 ) -> Figure:
-    """Horizontal bars of seconds, each made of parts; the unit fits the longest.
+    """Horizontal bars, each made of parts.
 
     Args:
         labels: one per bar, from the top.
-        parts: by a name in `PART_STYLES`, seconds for every bar.
+        parts: by a name in `PART_STYLES`, a value for every bar.
         title: over the axes.
-        quantity: what the seconds are.
+        quantity: what the values are.
+        unit: its size and name; values are seconds without one, and theirs fits the longest bar.
     """
     figure, axes = _bar_axes(labels, title)
     totals = [sum(column) for column in zip(*parts.values(), strict=True)]
-    scale, unit = _seconds_unit(max(totals))
+    scale, unit_name = unit or _seconds_unit(max(totals))
     left = [0.0] * len(labels)
     for name, values in parts.items():
         colour, hatch = PART_STYLES[name]
@@ -201,7 +215,7 @@ def draw_stacked_bars(
             label=_PART_NAMES.get(name, name.replace("_", " ")),
         )
         left = [start + width for start, width in zip(left, widths, strict=True)]
-    axes.set_xlabel(f"{quantity} ({unit})")
+    axes.set_xlabel(f"{quantity} ({unit_name})")
     _legend_below(figure)
     return figure
 

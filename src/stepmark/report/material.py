@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepmark.profile import Profile
 from stepmark.report.cells import Cell, Group, axes_key
 from stepmark.report.wording import shorten
 from stepmark.result import Result
@@ -45,6 +46,11 @@ class Material:
         ]
         places = {label: place for place, label in enumerate(self.runs)}
         self.cells = sorted(cells, key=lambda cell: (axes_key(cell.scenario), places[cell.run]))
+        self._profiles = {
+            (label, profile.scenario): profile
+            for label, run in self.runs.items()
+            for profile in run.profiles
+        }
         self._by_scenario = {(cell.run, cell.scenario): cell for cell in self.cells}
 
     @property
@@ -81,6 +87,10 @@ class Material:
             for (workload, device), cells in members.items()
             if cells
         ]
+
+    def profile(self, cell: Cell) -> Profile | None:
+        """What the profiler found of a cell; ``None`` if it was not asked."""
+        return self._profiles.get((cell.run, cell.scenario))
 
     def partner(self, cell: Cell, **changes: Any) -> Cell | None:
         """The cell of the same run that differs in exactly these fields.

@@ -11,6 +11,8 @@ from stepmark.report.material import Material
 from stepmark.report.sections.breakdown import memory, phases, start_up
 from stepmark.report.sections.conditions import conditions
 from stepmark.report.sections.doubts import doubts
+from stepmark.report.sections.energy import energy
+from stepmark.report.sections.profiles import ledger, profiled
 from stepmark.report.sections.summary import summary
 from stepmark.report.sections.tables import did_not_run, every_scenario, other_readings
 from stepmark.report.sections.throughput import accumulation, batch_size, ddp, num_workers
@@ -22,7 +24,10 @@ SECTIONS: tuple[tuple[str, Callable[[Material], Sequence[Block]]], ...] = (
     ("Gradient accumulation", accumulation),
     ("Several ranks (DDP)", ddp),
     ("Where the step's time goes", phases),
+    ("What the profiler found", profiled),
     ("Memory", memory),
+    ("Memory ledger", ledger),
+    ("Energy", energy),
     ("Start-up", start_up),
     ("Every scenario", every_scenario),
     ("Other readings", other_readings),

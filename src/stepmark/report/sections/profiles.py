@@ -1,0 +1,171 @@
+"""What the profiler found: where steps went, whose work they were, what held the memory."""
+
+from collections.abc import Iterator, Sequence
+
+from stepmark.profile import Profile, RankProfile
+from stepmark.report.blocks import Block, Finding, Findings, Heading, Paragraph, Plot, Table
+from stepmark.report.cells import Group
+from stepmark.report.drawing import draw_stacked_bars
+from stepmark.report.material import Material
+from stepmark.report.wording import EMPTY, known, percent
+from stepmark.trace import Attribution, Total
+from stepmark.units import format_bytes, format_seconds
+
+_PARTS = {
+    "compute": "compute_s",
+    "exposed communication": "exposed_comm_s",
+    "memory copies": "memcpy_s",
+    "idle": "idle_s",
+}
+_MOST_OPERATORS = 10
+_LONGEST_NAME = 60
+
+
+def profiled(material: Material) -> Sequence[Block]:
+    """Where the steps of profiled scenarios went, and whose work they were."""
+    blocks: list[Block] = []
+    for group, profiles in _groups(material):
+        labels = [label for label, _, _, _ in profiles]
+        figure = draw_stacked_bars(
+            labels,
+            {
+                name: [getattr(total, field) / len(total.steps) for _, _, total, _ in profiles]
+                for name, field in _PARTS.items()
+                if any(getattr(total, field) for _, _, total, _ in profiles)
+            },
+            title=group.title,
+            quantity="mean step under the profiler",
+        )
+        blocks.append(Plot(title=f"Profile: {group.title}", figure=figure, wide=True))
+        blocks.append(_parts_table(group, profiles))
+        for label, profile, total, attribution in profiles:
+            blocks += _of_one(label, profile, total, attribution)
+    explained = Paragraph(
+        text="From a process of its own under torch.profiler, which slows a step down (profiled "
+        "over plain): no throughput comes from here. On an accelerator compute is kernels, "
+        "exposed communication and copies are what no compute hides, and idle is the rest; on a "
+        "CPU compute is operators, and idle is whatever Python and the loader do between them. "
+        "The parts sum to the step exactly. Starved is the part in which the accelerator waited "
+        "for a launch: much of it, and the step is bound by the host."
+    )
+    return (explained, *blocks) if blocks else ()
+
+
+def ledger(material: Material) -> Sequence[Block]:
+    """Who held the memory of profiled scenarios, predicted and found."""
+    blocks: list[Block] = []
+    for group, profiles in _groups(material):
+        ranks = [(label, profile.ranks[0]) for label, profile, _, _ in profiles]
+        names = dict.fromkeys(holding.name for _, rank in ranks for holding in rank.ledger)
+        parts = {name: [float(_measured(rank, name) or 0) for _, rank in ranks] for name in names}
+        figure = draw_stacked_bars(
+            [label for label, _ in ranks],
+            # What is left over may come out below nothing; the table has it.
+            {name: sizes for name, sizes in parts.items() if any(sizes) and min(sizes) >= 0},
+            title=group.title,
+            quantity="memory",
+            unit=(1 << 20, "MiB"),
+        )
+        blocks.append(Plot(title=f"Memory ledger: {group.title}", figure=figure, wide=True))
+        rows = [
+            (
+                label,
+                holding.name,
+                known(holding.predicted_bytes, format_bytes),
+                known(holding.measured_bytes, format_bytes),
+                holding.note or EMPTY,
+            )
+            for label, rank in ranks
+            for holding in rank.ledger
+        ]
+        header = ("scenario", "held by", "predicted", "measured", "")
+        caption = f"{group.title}: memory ledger"
+        words = frozenset({0, 1, 4})
+        blocks.append(
+            Table(header=header, rows=rows, caption=caption, text_columns=words, foldable=True)
+        )
+    explained = Paragraph(
+        text="Of the first rank, in one step after warm-up. Parameters, gradients and optimizer "
+        "state are predicted from shapes alone; on an accelerator the lines sum to what is "
+        "allocated at the peak, then reserved, then in use on the whole device."
+    )
+    return (explained, *blocks) if blocks else ()
+
+
+_Profiled = tuple[str, Profile, Total, Attribution]
+
+
+def _groups(material: Material) -> Iterator[tuple[Group, list[_Profiled]]]:
+    """Groups with the profiles of their cells, each with its label."""
+    for group in material.groups():
+        found = []
+        for cell in group.cells:
+            profile = material.profile(cell)
+            if profile and profile.ranks and profile.total and profile.attribution:
+                found.append((group.label(cell), profile, profile.total, profile.attribution))
+        if found:
+            yield group, found
+
+
+def _parts_table(group: Group, profiles: Sequence[_Profiled]) -> Table:
+    rows = [
+        (
+            label,
+            format_seconds(profile.ranks[0].profiled_step_s),
+            f"{profile.ranks[0].overhead:.2f}×",
+            *(percent(getattr(total, field) / total.wall_s) for field in _PARTS.values()),
+            EMPTY if total.device is None else percent(attribution.starved_s / total.wall_s),
+        )
+        for label, profile, total, attribution in profiles
+    ]
+    header = ("scenario", "profiled step", "over plain", *_PARTS, "starved")
+    caption = f"{group.title}: shares of a profiled step"
+    return Table(header=header, rows=rows, caption=caption, foldable=True).without_empty_columns()
+
+
+def _of_one(
+    label: str, profile: Profile, total: Total, attribution: Attribution
+) -> Iterator[Block]:
+    yield Heading(text=label)
+    on_device = total.device is not None
+    operators = sorted(
+        attribution.operators, key=lambda o: -(o.device_s if on_device else o.host_s)
+    )
+    rows = [
+        (
+            _short(operator.name),
+            str(operator.calls or EMPTY),
+            format_seconds(operator.host_s),
+            known(operator.device_s or None, format_seconds),
+        )
+        for operator in operators[:_MOST_OPERATORS]
+    ]
+    header = ("operator", "calls", "host, itself", "device")
+    caption = f"{label}: operators that take longest, over {len(total.steps)} steps"
+    yield Table(header=header, rows=rows, caption=caption).without_empty_columns()
+    if attribution.kernels:
+        kernels = [
+            (_short(kernel.name), str(kernel.calls), format_seconds(kernel.device_s))
+            for kernel in attribution.kernels[:_MOST_OPERATORS]
+        ]
+        caption = f"{label}: kernels that take longest"
+        yield Table(header=("kernel", "calls", "device"), rows=kernels, caption=caption)
+    waits = [
+        Finding(
+            lead=wait.operator or wait.call,
+            text=f"The host waited {format_seconds(wait.wait_s)} in {wait.calls} calls of "
+            f"{wait.call}{f', from {wait.line}' if wait.line else ''}.",
+        )
+        for wait in attribution.waits[:_MOST_OPERATORS]
+    ]
+    if waits:
+        yield Findings(items=waits)
+    yield Paragraph(text=f"Trace, for https://ui.perfetto.dev: {profile.ranks[0].trace}")
+
+
+def _measured(rank: RankProfile, name: str) -> int | None:
+    return next((h.measured_bytes for h in rank.ledger if h.name == name), None)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 4]} ..."
