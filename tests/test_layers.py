@@ -14,7 +14,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "stepmark"
 # A module imports from its own row and from those below it, never from above.
 ROWS = (
     ("units", "columns", "stats", "errors", "console", "codec", "fingerprint"),
-    ("scenario", "result", "trace", "profile", "store", "workload"),
+    ("scenario", "result", "trace", "profile", "store", "known", "ceilings", "workload"),
     (
         "workloads",
         "data",
@@ -35,6 +35,7 @@ ROWS = (
         "place",
         "switches",
         "profiling",
+        "calibration",
         "suite",
         "gate",
         "report",

@@ -259,6 +259,26 @@ class Result:
         return self.scenario.samples_per_step * num_steps / self._window_s
 
     @property
+    def achieved_flops(self) -> float | None:
+        """FLOP/s of all ranks together over the window; ``None`` if they are not counted."""
+        flops = self.reading_of_any("flops_per_step")
+        if flops is None:
+            return None
+        return flops * self.ranks[0].window.num_steps / self._window_s
+
+    @property
+    def attainable_fraction(self) -> float | None:
+        """Of the FLOP/s that this machine can attain; ``None`` if it was not calibrated."""
+        achieved = self.achieved_flops
+        attainable = self.reading_of_any("attainable_compute")
+        return achieved / attainable if achieved is not None and attainable else None
+
+    def reading_of_any(self, name: str) -> float | None:
+        """A reading of the node, which any rank may have."""
+        found = (r.value for rank in self.ranks for r in rank.readings if r.name == name)
+        return next(found, None)
+
+    @property
     def joules_per_sample(self) -> float | None:
         """Energy of all ranks' devices over the window, over its samples; ``None`` if unknown."""
         energy_j = self.row()["energy_j"]
@@ -328,7 +348,6 @@ class Result:
         steps_s = slowest.window.step_s
         phases = slowest.phases
         memory = [rank.memory for rank in self.ranks]
-        readings = [reading for rank in self.ranks for reading in rank.readings]
         return {
             "samples_per_s": self.samples_per_s,
             "steps": slowest.window.num_steps,
@@ -349,7 +368,8 @@ class Result:
             "energy_j": self._total("energy") or self._total("energy_integral"),
             "first_step_s": max(rank.startup.first_step_s for rank in self.ranks),
             "final_loss": _mean(rank.final_loss for rank in self.ranks),
-            "flops_per_step": next((r.value for r in readings if r.name == "flops_per_step"), None),
+            "flops_per_step": self.reading_of_any("flops_per_step"),
+            "attainable_fraction": self.attainable_fraction,
         }
 
 

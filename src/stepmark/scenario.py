@@ -25,6 +25,11 @@ class Precision(StrEnum):
     BF16 = "bf16"
     FP16 = "fp16"
 
+    @property
+    def autocasts(self) -> bool:
+        """Whether operators run in it where that is safe, and in fp32 elsewhere."""
+        return self in (Precision.BF16, Precision.FP16)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:

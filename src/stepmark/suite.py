@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stepmark import store, workloads
+from stepmark import ceilings, store, workloads
 from stepmark.errors import UsageError
 from stepmark.result import Result
 from stepmark.runner import Runner
@@ -73,16 +73,21 @@ def measure(folder: store.RunFolder, runner: Runner) -> Iterator[tuple[Task, Res
     for result in saved.values():
         if result is not None:
             check_resumable(result, folder, folder.planned.plan, runner)
-    return _measure(folder, runner, saved)
+    known = ceilings.load(folder.path.parent, runner.machine)
+    return _measure(folder, runner, saved, known)
 
 
 def _measure(
-    folder: store.RunFolder, runner: Runner, saved: dict[Task, Result | None]
+    folder: store.RunFolder,
+    runner: Runner,
+    saved: dict[Task, Result | None],
+    known: ceilings.Ceilings | None,
 ) -> Iterator[tuple[Task, Result | None]]:
     for task, result in saved.items():
         if result is None:
             yield task, None
             result = runner.run(task.scenario, folder.planned.plan, repeat=task.repeat)
+            result = ceilings.attach(result, known)
             folder.save(result)
         yield task, result
 

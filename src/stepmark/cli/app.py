@@ -326,6 +326,22 @@ def profile(
 
 
 @app.command()
+def calibrate(
+    device: Annotated[str, typer.Option(help="Kinds of device, by commas, or auto: all.")] = "auto",
+    timeout: Annotated[float, typer.Option(help="Seconds until a process is killed.")] = 120.0,
+    results: Results = Path("results"),
+    json: Annotated[bool, typer.Option("--json", help="As JSON, in SI units.")] = False,
+) -> None:
+    """Measure what this machine can attain at most, for later results to be held against.
+
+    Exit code 0; 1: something could not be calibrated, all else is kept; 2: bad usage.
+    """
+    from stepmark.cli import calibrate_command
+
+    raise typer.Exit(calibrate_command.calibrate(device, results, timeout, json=json))
+
+
+@app.command()
 def report(
     runs: Annotated[
         list[str] | None,

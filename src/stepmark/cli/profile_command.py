@@ -4,7 +4,7 @@ import signal
 import sys
 from pathlib import Path
 
-from stepmark import store, suite
+from stepmark import ceilings, store, suite
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import Display
 from stepmark.console import show
@@ -65,6 +65,7 @@ def profile(
             display.begin(1)
             display.on_begin(scenario.id, 0)
             result = runner.run(scenario, plan)
+            result = ceilings.attach(result, ceilings.load(results, runner.machine))
             folder.save(result)
             if result.outcome is not Outcome.OK:
                 return _failed(result)

@@ -80,9 +80,13 @@ class Display(StatusLine):
         rate = f"{format_rate(stage.samples_per_s)} samples/s, " if stage.samples_per_s else ""
         self._draw(rate + stage.stage)
 
-    def on_result(self, result: Result) -> None:
+    def on_done(self) -> None:
         """One is done."""
         self._num_done += 1
+
+    def on_result(self, result: Result) -> None:
+        """One is done, and this came of it."""
+        self.on_done()
         if result.ranks:
             self._num_measured += 1
             self._measured_s += result.wall_s

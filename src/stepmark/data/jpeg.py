@@ -3,13 +3,26 @@
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from stepmark.data.cache import data_root, publish
 
-_WIDTH, _HEIGHT = 400, 300
-_QUALITY = 90
+WIDTH, HEIGHT = 400, 300
+QUALITY = 90
 _VERSION = 1  # of the generated images; raise it when they change, so that old files are left
+
+
+def smooth_colours(rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """What photographs of one class have in common; ``[HEIGHT, WIDTH, 3]``."""
+    coarse = Image.fromarray(rng.integers(40, 216, (6, 8, 3), dtype=np.uint8))
+    return np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+
+
+def photograph(rng: np.random.Generator, smooth: npt.NDArray[np.uint8]) -> Image.Image:
+    """These colours with grain, so that its file is as large as a photograph's."""
+    grain = rng.integers(40, size=(HEIGHT // 2, WIDTH // 2, 1), dtype=np.uint8)
+    return Image.fromarray(smooth // 2 + 40 + grain.repeat(2, axis=0).repeat(2, axis=1))
 
 
 def generate_jpeg_folder(*, num_classes: int, num_train: int, num_valid: int) -> Path:
@@ -31,15 +44,13 @@ def generate_jpeg_folder(*, num_classes: int, num_train: int, num_valid: int) ->
     def write(folder: Path) -> None:
         rng = np.random.default_rng(_VERSION)
         for label in range(num_classes):
-            coarse = Image.fromarray(rng.integers(40, 216, (6, 8, 3), dtype=np.uint8))
-            smooth = np.asarray(coarse.resize((_WIDTH, _HEIGHT), Image.Resampling.BICUBIC))
+            smooth = smooth_colours(rng)
             for split, num_images in (("train", num_train), ("valid", num_valid)):
                 directory = folder / split / f"{label:04d}"
                 directory.mkdir(parents=True)
                 for index in range(num_images):
-                    grain = rng.integers(40, size=(_HEIGHT // 2, _WIDTH // 2, 1), dtype=np.uint8)
-                    image = smooth // 2 + 40 + grain.repeat(2, axis=0).repeat(2, axis=1)
-                    Image.fromarray(image).save(directory / f"{index:04d}.jpg", quality=_QUALITY)
+                    image = photograph(rng, smooth)
+                    image.save(directory / f"{index:04d}.jpg", quality=QUALITY)
 
     home = data_root() / "generated" / f"jpeg-{num_classes}-{num_train}-{num_valid}-v{_VERSION}"
     publish(home, write)

@@ -1,16 +1,9 @@
-"""What a self-test found of this machine's noise, kept with its fingerprint.
+"""What a self-test found of this machine's noise, kept in ``results/noise``."""
 
-results/noise/KEY.json      KEY is of hardware and software; other ones have noise of their own
-"""
-
-import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from stepmark import store
-from stepmark.codec import DecodeError, decode, encode
-from stepmark.errors import StoreError
+from stepmark import known
 from stepmark.fingerprint import Machine
 
 FOLDER = "noise"
@@ -53,17 +46,8 @@ def load(results: Path, machine: Machine) -> MachineNoise:
     Raises:
         StoreError: the file cannot be read.
     """
-    path = _path(results, machine)
-    if not path.exists():
-        return MachineNoise(hardware=machine.hardware, software=machine.software)
-    try:
-        return decode(MachineNoise, json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
-    except (DecodeError, ValueError) as error:
-        raise StoreError(
-            f"{path}: not noise of this suite ({error}); remove it, and run the self-test again"
-        ) from None
+    found = known.load(MachineNoise, results, FOLDER, machine, "run the self-test again")
+    return found or MachineNoise(hardware=machine.hardware, software=machine.software)
 
 
 def save(results: Path, machine: Machine, found: dict[str, Noise]) -> Path:
@@ -72,17 +56,6 @@ def save(results: Path, machine: Machine, found: dict[str, Noise]) -> Path:
     Raises:
         StoreError: the file cannot be read or written.
     """
-    known = load(results, machine)
-    known.scenarios.update(found)
-    path = _path(results, machine)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"{path.parent}: cannot be made ({error.strerror})") from None
-    store.write_text(path, json.dumps(encode(known), indent=2, allow_nan=False) + "\n")
-    return path
-
-
-def _path(results: Path, machine: Machine) -> Path:
-    facts = json.dumps([machine.hardware, machine.software], sort_keys=True)
-    return results / FOLDER / f"{hashlib.sha256(facts.encode()).hexdigest()[:16]}.json"
+    all_noise = load(results, machine)
+    all_noise.scenarios.update(found)
+    return known.save(all_noise, results, FOLDER, machine)

@@ -21,7 +21,7 @@ from stepmark.runner import Runner
 from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, ErrandOverError
 from stepmark.runner.host_process import OWN, Installation
-from stepmark.runner.messages import PEAK, Origins, Turn
+from stepmark.runner.messages import PEAK, Origins, Turn, Work
 from stepmark.scenario import Plan, Scenario
 
 _T = TypeVar("_T")
@@ -237,7 +237,7 @@ def measure_pair(
                 plan,
                 directory=side.directory,
                 sys_path=side.sys_path,
-                by_turns=True,
+                work=Work.TURNS,
                 cpus=cpus,
                 origins=side.origins,
             )

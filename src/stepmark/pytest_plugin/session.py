@@ -57,9 +57,9 @@ class Session:
         runner = self._ready_runner()
         baseline.check(test, runner.machine)
         folder = self._open_folder(plan)
-        if folder is not None:
-            from stepmark import suite
+        from stepmark import ceilings, suite
 
+        if folder is not None:
             scenario = scenario.on(runner.machine)
             saved = folder.find(scenario, repeat)
             # What a failed test spoilt is measured again when the test is.
@@ -67,6 +67,7 @@ class Session:
                 suite.check_resumable(saved, folder, plan, runner)
                 return self._keep(saved)
         result = runner.run(scenario, plan, repeat=repeat)
+        result = ceilings.attach(result, ceilings.load(self._results, runner.machine))
         if folder is not None:
             folder.save(result)
         return self._keep(result)

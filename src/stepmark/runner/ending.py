@@ -4,6 +4,7 @@ import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stepmark.ceilings import Ceiling
 from stepmark.profile import RankProfile
 from stepmark.result import Outcome, RankRecord
 from stepmark.runner.messages import Ended, Failed, Order, Ready, Turned
@@ -15,7 +16,7 @@ class Progress:
     """What is known of an order.
 
     Attributes:
-        records, profiles: of the ranks that are done.
+        records, profiles, ceilings: of the ranks that are done.
         failures: of the ranks that ended by an exception.
         begun: a rank was heard of; before that, nothing of the workload was run.
         stage: what a rank did last.
@@ -27,6 +28,7 @@ class Progress:
 
     records: dict[int, RankRecord] = field(default_factory=dict)
     profiles: dict[int, RankProfile] = field(default_factory=dict)
+    ceilings: dict[int, tuple[Ceiling, ...]] = field(default_factory=dict)
     failures: list[Failed] = field(default_factory=list)
     begun: bool = False
     stage: str = "starting"
@@ -48,7 +50,7 @@ class Progress:
     @property
     def done(self) -> set[int]:
         """Ranks that have done what they were asked for."""
-        return {*self.records, *self.profiles}
+        return {*self.records, *self.profiles, *self.ceilings}
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Ending:
     detail: str = ""
     records: tuple[RankRecord, ...] = ()
     profiles: tuple[RankProfile, ...] = ()
+    ceilings: tuple[Ceiling, ...] = ()
 
 
 def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) -> Ending:
@@ -75,7 +78,8 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
     if len(progress.done) == world_size:
         records = tuple(progress.records[rank] for rank in sorted(progress.records))
         profiles = tuple(progress.profiles[rank] for rank in sorted(progress.profiles))
-        return Ending(Outcome.OK, "", records=records, profiles=profiles)
+        ceilings = progress.ceilings.get(0, ())
+        return Ending(Outcome.OK, "", records=records, profiles=profiles, ceilings=ceilings)
     logs = _logs(Path(order.folder))
     if progress.stopped and not progress.failures:
         limit = f"{order.plan.timeout:g} s"

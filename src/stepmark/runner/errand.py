@@ -12,6 +12,7 @@ from stepmark.probes.memory import num_oom_kills
 from stepmark.runner.ending import Ending, Progress, judge
 from stepmark.runner.host_process import HostProcess
 from stepmark.runner.messages import (
+    Calibrated,
     Channel,
     Done,
     Failed,
@@ -191,6 +192,8 @@ class Errand:
                 progress.records[record.rank] = record
             case Profiled(profile=profile):
                 progress.profiles[profile.rank] = profile
+            case Calibrated(ceilings=ceilings):
+                progress.ceilings[message.rank] = ceilings
             case Failed():
                 progress.failures.append(message)
             case Ready():

@@ -2,7 +2,7 @@
 
     supervisor  --Order, Stop-->  host  --(forkserver, elastic)-->  ranks
     supervisor  <--Hello, Ended--  host
-    supervisor  <--Opened, Stage, Done, Profiled, Failed--  ranks
+    supervisor  <--Opened, Stage, Done, Profiled, Calibrated, Failed--  ranks
     supervisor  --Turn-->  ranks  --Ready, Turned-->  supervisor    (by turns only)
 
 Host and ranks connect to sockets of the supervisor's. A host notices by a closed connection that
@@ -14,8 +14,10 @@ import dataclasses
 import json
 import socket
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, get_args
 
+from stepmark.ceilings import Ceiling
 from stepmark.codec import DecodeError, decode, encode
 from stepmark.fingerprint import DeviceInfo
 from stepmark.profile import RankProfile
@@ -37,6 +39,19 @@ class Hello:
     devices: tuple[DeviceInfo, ...]
     software: dict[str, str]
     protocol: int = 0
+
+
+class Work(StrEnum):
+    """What ranks do with a scenario.
+
+    ``measure`` it by the plan, run its steps by ``turns`` at the supervisor's word, ``profile`` it,
+    or ``calibrate`` its device, for which it names no workload.
+    """
+
+    MEASURE = "measure"
+    TURNS = "turns"
+    PROFILE = "profile"
+    CALIBRATE = "calibrate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +82,8 @@ class Order:
         sys_path: where the supervisor finds modules; a user's workload may need it. By turns it
             is all of the ranks' search path.
         folder: for the ranks' output and the socket they report to; no other order has it.
-        by_turns: steps are run at the supervisor's word, not by the plan.
-        profile_to: beginning of the paths of files for the profiler; empty if it is not asked for.
+        work: what to do with it.
+        profile_to: beginning of the paths of the profiler's files.
         cpus: the ranks keep to these, an equal share each; empty leaves them where they are.
         origins: by turns, where code must come from; ``None`` if that does not matter.
     """
@@ -80,7 +95,7 @@ class Order:
     directory: str
     sys_path: tuple[str, ...]
     folder: str
-    by_turns: bool = False
+    work: Work = Work.MEASURE
     profile_to: str = ""
     cpus: tuple[int, ...] = ()
     origins: Origins | None = None
@@ -190,6 +205,14 @@ class Profiled:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """What a rank found of its device."""
+
+    rank: int
+    ceilings: tuple[Ceiling, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     """A rank ended by an exception.
 
@@ -209,7 +232,19 @@ class Failed:
 
 
 Message = (
-    Hello | Order | Stop | Ended | Opened | Stage | Ready | Turn | Turned | Done | Profiled | Failed
+    Hello
+    | Order
+    | Stop
+    | Ended
+    | Opened
+    | Stage
+    | Ready
+    | Turn
+    | Turned
+    | Done
+    | Profiled
+    | Calibrated
+    | Failed
 )
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}
 

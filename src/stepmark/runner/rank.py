@@ -8,17 +8,19 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 from stepmark import profiling, session
+from stepmark.calibration import calibrate
 from stepmark.errors import StepmarkError
 from stepmark.loading import die_with_parent
 from stepmark.place import Place, leave_process_group, open_place
 from stepmark.result import Outcome
 from stepmark.runner.messages import (
+    Calibrated,
     Channel,
     Done,
     Failed,
@@ -28,6 +30,7 @@ from stepmark.runner.messages import (
     Profiled,
     Stage,
     Turn,
+    Work,
     loads,
 )
 from stepmark.runner.turns import take_turns
@@ -75,15 +78,7 @@ def main(order_json: str) -> None:
     try:
         place = _open(order, rank)
         say(Opened(rank=rank, device_uuid=place.device.uuid))
-        if order.by_turns:
-            take_turns(order, place, progress, _turns(channel), say)
-        elif order.profile_to:
-            prefix = Path(order.profile_to)
-            found = profiling.profile(order.scenario, order.plan, place, progress, prefix)
-            say(Profiled(profile=found))
-        else:
-            record = session.run(order.scenario, order.plan, place, progress)
-            say(Done(record=record))
+        _do(order, place, progress, say, channel)
     except BaseException as error:  # noqa: BLE001 - here a rank's death becomes an outcome
         say(
             Failed(
@@ -103,6 +98,27 @@ def main(order_json: str) -> None:
     leave_process_group()
 
 
+def _do(
+    order: Order,
+    place: Place,
+    progress: session.Progress,
+    say: Callable[[Message], None],
+    channel: Channel,
+) -> None:
+    scenario, plan = order.scenario, order.plan
+    match order.work:
+        case Work.MEASURE:
+            say(Done(record=session.run(scenario, plan, place, progress)))
+        case Work.TURNS:
+            take_turns(order, place, progress, _turns(channel), say)
+        case Work.PROFILE:
+            prefix = Path(order.profile_to)
+            say(Profiled(profile=profiling.profile(scenario, plan, place, progress, prefix)))
+        case Work.CALIBRATE:
+            found = calibrate(scenario, plan, place, lambda stage: progress(stage, None))
+            say(Calibrated(rank=place.rank, ceilings=found))
+
+
 def _turns(channel: Channel) -> Iterator[Turn]:
     """What the supervisor asks for, until it hangs up."""
     while (messages := channel.receive()) is not None:
@@ -117,7 +133,7 @@ def _open(order: Order, rank: int) -> Place:
         share = len(order.cpus) // order.scenario.world_size
         os.sched_setaffinity(0, order.cpus[rank * share : (rank + 1) * share])
     os.chdir(order.directory)
-    if order.by_turns:
+    if order.work is Work.TURNS:
         # The server's own entries may lead to the working tree; a side has its revision's.
         sys.path[:] = order.sys_path
     else:

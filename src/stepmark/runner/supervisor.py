@@ -24,7 +24,7 @@ from stepmark.result import Outcome, Result
 from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, Watcher
 from stepmark.runner.host_process import OWN, HostProcess, Installation
-from stepmark.runner.messages import Order, Origins
+from stepmark.runner.messages import Order, Origins, Work
 from stepmark.runner.processes import GRACE_S
 from stepmark.scenario import Plan, Scenario
 
@@ -125,7 +125,7 @@ class Runner:
             StoreError: the trace cannot be read.
         """
         with self._turn:
-            done = self._carry_out(scenario, plan, profile_to=str(prefix.absolute()))
+            done = self._carry_out(scenario, plan, Work.PROFILE, profile_to=str(prefix.absolute()))
         return profile.summarize(
             done.scenario,
             prefix.parent,
@@ -137,8 +137,24 @@ class Runner:
             wall_s=done.wall_s,
         )
 
-    def _carry_out(self, scenario: Scenario, plan: Plan, *, profile_to: str = "") -> _CarriedOut:
-        workloads.check(scenario.workload)
+    def calibrate(self, scenario: Scenario, plan: Plan) -> Ending:
+        """Measure what the scenario's device can attain at most, in a fresh process.
+
+        Args:
+            scenario: its device, threads and ranks; its workload does not matter.
+            plan: its timeout.
+
+        Raises:
+            RunnerError: no process can be started.
+        """
+        with self._turn:
+            return self._carry_out(scenario, plan, Work.CALIBRATE).ending
+
+    def _carry_out(
+        self, scenario: Scenario, plan: Plan, work: Work = Work.MEASURE, *, profile_to: str = ""
+    ) -> _CarriedOut:
+        if work is not Work.CALIBRATE:
+            workloads.check(scenario.workload)
         here = self.machine
         scenario = scenario.on(here)
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -147,7 +163,7 @@ class Runner:
         if obstacle is not None:
             ending = Ending(Outcome.SKIPPED, obstacle)
         else:
-            ending = self._measure(scenario, plan, profile_to)
+            ending = self._measure(scenario, plan, work, profile_to)
         return _CarriedOut(
             scenario=scenario,
             ending=ending,
@@ -183,7 +199,7 @@ class Runner:
         *,
         directory: Path | None = None,
         sys_path: Sequence[str] | None = None,
-        by_turns: bool = False,
+        work: Work = Work.MEASURE,
         profile_to: str = "",
         cpus: Sequence[int] = (),
         origins: Origins | None = None,
@@ -195,8 +211,8 @@ class Runner:
             plan: how long.
             directory: where they work; by default where this process does.
             sys_path: where they find modules; by default where this process does.
-            by_turns: steps are run at the word of the errand's holder.
-            profile_to: beginning of the paths of files for the profiler.
+            work: what they do with it.
+            profile_to: beginning of the paths of the profiler's files.
             cpus: what the ranks keep to, an equal share each; empty leaves them where they are.
             origins: by turns, where their code must come from.
 
@@ -213,19 +229,26 @@ class Runner:
             directory=here,
             sys_path=tuple(sys_path or (str(Path(e).absolute()) for e in ["", *sys.path])),
             folder=tempfile.mkdtemp(dir=host.folder),
-            by_turns=by_turns,
+            work=work,
             profile_to=profile_to,
             cpus=tuple(cpus),
             origins=origins,
         )
-        # Turns are so short that nothing else may be going on.
-        return Errand(host, order, self._watch, None if by_turns else self._sampler.watch)
+        # Turns are so short that nothing else may go on, and only a measurement has a window.
+        sampled = self._sampler.watch if work is Work.MEASURE else None
+        return Errand(host, order, self._watch, sampled)
 
     def _measure(
-        self, scenario: Scenario, plan: Plan, profile_to: str, *, may_repeat: bool = True
+        self,
+        scenario: Scenario,
+        plan: Plan,
+        work: Work,
+        profile_to: str,
+        *,
+        may_repeat: bool = True,
     ) -> Ending:
         try:
-            with self.begin(scenario, plan, profile_to=profile_to) as errand:
+            with self.begin(scenario, plan, work=work, profile_to=profile_to) as errand:
                 ending = errand.finish()
             ending = dataclasses.replace(
                 ending, records=nvml.join(ending.records, self._sampler.cut())
@@ -239,7 +262,7 @@ class Runner:
             self.close(patience_s=0)
             if may_repeat and not progress.begun and not progress.stopped:
                 # It was killed while nothing was measured, and died only when asked.
-                return self._measure(scenario, plan, profile_to, may_repeat=False)
+                return self._measure(scenario, plan, work, profile_to, may_repeat=False)
         return ending
 
 
