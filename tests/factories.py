@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from stepmark.fingerprint import Commit, DeviceInfo, Machine
+from stepmark.profile import Holding, Profile, RankProfile
 from stepmark.result import (
     PHASES,
     EndedBy,
@@ -24,6 +25,8 @@ from stepmark.result import (
 )
 from stepmark.scenario import Plan, Scenario
 from stepmark.store import Run, RunFolder, RunPlan
+from stepmark.trace import Attribution, Breakdown, Total
+from stepmark.trace.attribution import Kernel, Operator, Phase, Wait
 
 MIB = 1 << 20
 
@@ -221,3 +224,48 @@ def save_run(results: Path, run: Run) -> Path:
     for result in run.results:
         folder.save(result)
     return folder.path
+
+
+def make_profile(scenario: Scenario | None = None, *, device: int | None = 0) -> Profile:
+    """Two steps of 10 ms on an accelerator (or, without one, on the host)."""
+    step = Breakdown(
+        wall_s=0.01, compute_s=0.004, exposed_comm_s=0.001, memcpy_s=0.0005, idle_s=0.0045
+    )
+    both = {name: 2 * value for name, value in vars(step).items()}
+    total = Total(**both, steps=(step, step), device=device, comm_s=0.003)
+    attribution = Attribution(
+        operators=(
+            Operator(name="aten::mm", calls=12, host_s=0.002, device_s=0.006),
+            Operator(name="(outside of operators)", calls=0, host_s=0.001, device_s=0.0),
+        ),
+        kernels=(Kernel(name="sgemm_128x64", calls=12, device_s=0.006, is_communication=False),),
+        phases=(Phase(name="forward", host_s=0.01, device_s=0.004, launches=6),),
+        waits=(
+            Wait(
+                call="cudaStreamSynchronize", operator="aten::item", line="train.py(12): step",
+                calls=2, wait_s=0.003,
+            ),
+        ),
+        starved_s=0.005,
+    )  # fmt: skip
+    rank = RankProfile(
+        rank=0, device_name="Example GPU", trace="mlp.rank0.trace.json.gz", stacks="", snapshot="",
+        num_steps=2, profiled_step_s=0.01, plain_step_s=0.008,
+        ledger=(
+            Holding(name="parameters", predicted_bytes=4 * MIB, measured_bytes=4 * MIB),
+            Holding(name="gradients", predicted_bytes=4 * MIB, measured_bytes=4 * MIB),
+            Holding(name="optimizer state", predicted_bytes=8 * MIB, measured_bytes=8 * MIB),
+            Holding(name="activations", predicted_bytes=None, measured_bytes=30 * MIB),
+            Holding(name="workspace and the rest", predicted_bytes=None, measured_bytes=-MIB),
+        ),
+    )  # fmt: skip
+    return Profile(
+        scenario=scenario or make_scenario(),
+        outcome=Outcome.OK,
+        reason="",
+        started_at="2026-01-02T03:04:06+00:00",
+        wall_s=3.0,
+        ranks=(rank,),
+        total=total,
+        attribution=attribution,
+    )

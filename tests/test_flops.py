@@ -8,7 +8,7 @@ from factories import make_scenario
 from torch import nn
 
 from stepmark import Workload
-from stepmark.probes.flops import count_flops
+from stepmark.probes.flops import count_work
 from stepmark.result import Reading
 
 
@@ -30,7 +30,7 @@ def count(model: nn.Module, *inputs: torch.Tensor, loss: Any = None, **axes: Any
         return loss(out) if loss else out.sum()
 
     workload = Workload(model=model, dataset=Nothing(), compute_loss=compute_loss, optimizer=sgd)
-    return count_flops(workload, make_scenario(**axes), inputs)
+    return count_work(workload, make_scenario(**axes), inputs)[0]
 
 
 def test_a_linear_layer_worked_by_hand() -> None:
@@ -107,7 +107,7 @@ def test_a_transformer_worked_by_hand() -> None:
     products = layers * 12 * width**2 + width * vocabulary
     attention = layers * 2 * context * width
     forward = 2 * batch * context * (products + attention)
-    step = count_flops(workload, make_scenario(), inputs).value
+    step = count_work(workload, make_scenario(), inputs)[0].value
     assert step == pytest.approx(3 * forward, rel=0.001)
 
 
@@ -158,5 +158,26 @@ def test_a_loss_with_weights_of_its_own_is_counted() -> None:
         loss_fn=nn.CrossEntropyLoss(weight=torch.ones(2)),
         optimizer=sgd,
     )
-    found = count_flops(workload, make_scenario(), (torch.empty(3, 4), torch.empty(3).long()))
+    found, _ = count_work(workload, make_scenario(), (torch.empty(3, 4), torch.empty(3).long()))
     assert found.value == 2 * 2 * 3 * 4 * 2
+
+
+def test_bytes_moved_at_least_worked_by_hand() -> None:
+    """Forward saves the input and its outcome, which squaring needs again."""
+    model = nn.Linear(100, 50)
+    workload = Workload(
+        model=model,
+        dataset=Nothing(),
+        compute_loss=lambda model, batch: model(batch).square().mean(),
+        optimizer=torch.optim.Adam,
+    )
+    held, saved = 4 * (100 * 50 + 50), 4 * 32 * (100 + 50)
+    state = 2 * held + 2 * 4
+    micro_batch = 2 * held + 2 * saved + held
+    update = held + 2 * held + 2 * state
+    scenario = make_scenario(accumulation=3, world_size=2)
+    _, moved = count_work(workload, scenario, torch.empty(32, 100))
+    assert moved.value == 2 * (3 * micro_batch + update)
+    _, unknown = count_work(workload, make_scenario(precision="bf16"), torch.empty(32, 100))
+    assert unknown.value is None
+    assert "autocast" in unknown.note

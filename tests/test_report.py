@@ -18,6 +18,7 @@ from stepmark.report.material import Material
 from stepmark.report.sections import SECTIONS
 from stepmark.report.sections.breakdown import phases
 from stepmark.report.sections.doubts import doubts
+from stepmark.report.sections.roofline import binding
 from stepmark.report.sections.summary import summary
 from stepmark.report.sections.tables import every_scenario
 from stepmark.result import EndedBy, Outcome, Reading, Result, WarmUp
@@ -28,6 +29,7 @@ from tests.factories import (
     make_commit,
     make_machine,
     make_memory,
+    make_profile,
     make_repeats,
     make_result,
     make_run,
@@ -38,6 +40,18 @@ from tests.factories import (
 
 WAITING = {"data_wait": 0.62, "h2d": 0.01, "forward": 0.12, "backward": 0.2, "optimizer": 0.04}
 FED = {"data_wait": 0.08, "h2d": 0.02, "forward": 0.3, "backward": 0.5, "optimizer": 0.08}
+
+
+# A step of 3.2 GFLOP that moves 100 MB, on a machine of 100 GFLOP/s and 20 GB/s.
+WORK = tuple(
+    Reading(name=name, unit=unit, scope="node", value=value)
+    for name, unit, value in (
+        ("flops_per_step", "flop", 3.2e9),
+        ("least_bytes_per_step", "bytes", 1e8),
+        ("attainable_compute", "flop/s", 100e9),
+        ("attainable_memory", "bytes/s", 20e9),
+    )
+)
 
 
 def steady(scenario: Scenario, samples_per_s: float, **overrides: object) -> list[Result]:
@@ -475,20 +489,85 @@ def test_sections_with_nothing_to_show_leave_themselves_out(tmp_path: Path) -> N
 
 def test_a_full_matrix_shows_every_section(tmp_path: Path) -> None:
     power = Reading(name="power", unit="W", scope="device", value=71.5, note="read once")
+    energy = Reading(name="energy", unit="J", scope="device", value=640.0)
     scenarios = [
         *matrix(workload="mlp-toy", device="cpu", batch_size=[16, 64], num_workers=[0, 1]),
         make_scenario(accumulation=4),
         make_scenario(world_size=2),
         make_scenario(precision="bf16"),
     ]
-    results = [make_result(s, rank={"readings": (power,)}) for s in scenarios]
+    results = [make_result(s, rank={"readings": (power, energy, *WORK)}) for s in scenarios]
     results.append(make_result(make_scenario(device="cuda"), outcome=Outcome.SKIPPED))
-    _, markdown = rendered(tmp_path, make_run(*results))
+    run = dataclasses.replace(make_run(*results), profiles=(make_profile(scenarios[0]),))
+    _, markdown = rendered(tmp_path, run)
     assert headings(markdown) == [title for title, _ in SECTIONS]
-    assert "| mlp-toy-cpu-bs64-bf16 | 71.5 W |" in markdown
+    rows = [r for r in markdown.splitlines() if r.startswith("| mlp-toy-cpu-bs64-bf16 |")]
+    assert any("| 71.5 W |" in row for row in rows)
     assert "- **power:** read once" in markdown
     for image in re.findall(r"!\[.*\]\((.*)\)", markdown):
         assert (tmp_path / image).is_file()
+
+
+def test_a_profile_says_where_steps_went_and_who_waited(tmp_path: Path) -> None:
+    run = dataclasses.replace(make_run(make_result()), profiles=(make_profile(),))
+    _, markdown = rendered(tmp_path, run)
+    assert "| 10.0 ms | 1.25× | 40 % | 10 % | 5 % | 45 % | 25 % |" in markdown
+    assert "| aten::mm | 12 | 2.00 ms | 6.00 ms |" in markdown
+    assert "| sgemm_128x64 | 12 | 6.00 ms |" in markdown
+    assert "in 2 calls of cudaStreamSynchronize, from train.py(12): step." in markdown
+    assert "| optimizer state | 8.00 MiB | 8.00 MiB |" in markdown
+    assert "| workspace and the rest | — | -1.00 MiB |" in markdown
+    assert "mlp.rank0.trace.json.gz" in markdown
+
+
+def test_a_profile_of_a_cpu_has_no_columns_of_a_device(tmp_path: Path) -> None:
+    run = dataclasses.replace(make_run(make_result()), profiles=(make_profile(device=None),))
+    _, markdown = rendered(tmp_path, run)
+    assert "starved" not in markdown.split("## What the profiler found")[1].split("## ")[0][900:]
+
+
+@pytest.mark.parametrize(
+    ("flops", "moved", "shares", "expected"),
+    [
+        (3.2e9, 1e8, FED, "compute"),
+        (3.2e8, 9e8, FED, "memory"),
+        (3.2e8, 1e8, FED, "overhead"),
+        (3.2e9, 1e8, WAITING, "data"),
+    ],
+)
+def test_the_ceiling_that_holds_a_step_back_is_named(
+    flops: float, moved: float, shares: dict[str, float], expected: str
+) -> None:
+    """A step takes 64 ms, in which this machine attains 6.4 GFLOP and moves 1.28 GB."""
+    readings = tuple(
+        dataclasses.replace(reading, value={"flops_per_step": flops, "least_bytes_per_step": moved}
+                            .get(reading.name, reading.value))
+        for reading in WORK
+    )  # fmt: skip
+    assert binding(make_result(shares=shares, rank={"readings": readings})) == expected
+
+
+def test_without_ceilings_no_part_of_them_is_told(tmp_path: Path) -> None:
+    _, markdown = rendered(tmp_path, make_run(make_result(rank={"readings": WORK[:2]})))
+    assert "What the machine could attain" not in headings(markdown)
+
+
+def test_energy_is_told_by_sample(tmp_path: Path) -> None:
+    readings = (
+        Reading(name="energy", unit="J", scope="device", value=640.0),
+        Reading(name="power", unit="W", scope="device", value=200.0),
+    )
+    result = make_result(rank={"readings": readings})
+    assert result.joules_per_sample == pytest.approx(640 / (64 * 50))
+    _, markdown = rendered(tmp_path, make_run(result))
+    assert "| 0.2 J | 200 W |" in markdown
+
+
+def test_unfit_windows_are_in_doubt_with_their_reasons(tmp_path: Path) -> None:
+    reason = "the GPU was slowed down (power brake, 12.0 % of the window)"
+    _, markdown = rendered(tmp_path, make_run(make_result(rank={"unfit": (reason,)})))
+    assert "**Unfit windows:**" in markdown
+    assert "The GPU was slowed down (power brake, 12.0 % of the window)" in markdown
 
 
 def test_missing_numbers_are_empty_and_never_zero(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from stepmark.loading import SEED, describe_batch, make_loader
 from stepmark.loop import Training, train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group
-from stepmark.probes.flops import count_flops, on_meta
+from stepmark.probes.flops import count_work, on_meta
 from stepmark.probes.memory import HostMemory, swapped_bytes, workers_bytes
 from stepmark.result import Memory, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.scenario import Plan, Precision, Scenario
@@ -168,8 +168,8 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     memory = read_memory(device, host_memory, workers)
     readings.append(epoch_turn(workload, scenario, plan, place, prepared.startup.first_batch_s))
     if place.rank == 0:
-        progress("counting FLOPs", measurement.samples_per_s)
-        readings.append(count_flops(workload, scenario, prepared.bare_batch))
+        progress("counting operations", measurement.samples_per_s)
+        readings += count_work(workload, scenario, prepared.bare_batch)
     place.barrier()
     first_loss = value_of(prepared.losses)
     return RankRecord(

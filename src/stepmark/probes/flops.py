@@ -1,19 +1,22 @@
-"""Floating-point operations of a step, counted on the meta device: nothing is computed.
+"""Work of a step, counted on the meta device: nothing is computed.
 
-Counted are multiplications and additions of matrix products, convolutions and attention (two for
-each pair of factors), forward and backward, as PyTorch's ``FlopCounterMode`` does; elementwise
-work and the optimizer are not. Where that mode is wrong it is corrected, and where a count cannot
-be right it is refused.
+Operations are multiplications and additions of matrix products, convolutions and attention (two
+for each pair of factors), forward and backward, as PyTorch's ``FlopCounterMode`` does;
+elementwise work and the optimizer are not. Where that mode is wrong it is corrected, and where a
+count cannot be right it is refused.
 """
 
 import copy
 import functools
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from stepmark.probes.ledger import predicted_state, size_of
 from stepmark.result import Reading
 from stepmark.scenario import Scenario
 from stepmark.workload import Workload
@@ -29,8 +32,21 @@ class _UncountableError(Exception):
     """A count that cannot be right."""
 
 
-def count_flops(workload: Workload, scenario: Scenario, batch: Any) -> Reading:
-    """FLOPs of one optimizer step, over all micro-batches and ranks.
+@dataclass(frozen=True, kw_only=True)
+class _MicroBatch:
+    """What forward and backward of one take.
+
+    Attributes:
+        flops: operations.
+        saved_bytes: activations that forward keeps for backward.
+    """
+
+    flops: int
+    saved_bytes: int
+
+
+def count_work(workload: Workload, scenario: Scenario, batch: Any) -> tuple[Reading, Reading]:
+    """Work of one optimizer step, over all micro-batches and ranks.
 
     Args:
         workload: its model may be on any device; it is copied without its numbers.
@@ -38,18 +54,54 @@ def count_flops(workload: Workload, scenario: Scenario, batch: Any) -> Reading:
         batch: one micro-batch, or its like on the meta device.
 
     Returns:
-        The reading ``flops_per_step``; without a value, and with the reason, where the count is
-        refused.
+        The readings ``flops_per_step`` and ``least_bytes_per_step``; without a value, and with the
+        reason, where a count is refused.
     """
+    flops = Reading(
+        name="flops_per_step",
+        unit="flop",
+        scope="node",
+        value=None,
+        note="multiply-adds of matrix products, convolutions and attention, times two",
+    )
+    moved = Reading(
+        name="least_bytes_per_step",
+        unit="bytes",
+        scope="node",
+        value=None,
+        note="parameters, gradients, optimizer state and saved activations, each moved once for "
+        "each use, if no cache holds any of them",
+    )
     try:
-        value: float | None = float(_count(workload, batch)) * scenario.accumulation
-        value = value * scenario.world_size if value else None
-        note = "multiply-adds of matrix products, convolutions and attention, times two"
+        one = _count(workload, batch)
     except Exception as error:  # noqa: BLE001 - a model may do anything on the meta device
-        value = None
         text = str(error) if isinstance(error, _UncountableError) else _reason(error)
         note = f"not counted: {text}"
-    return Reading(name="flops_per_step", unit="flop", scope="node", value=value, note=note)
+        return replace(flops, note=note), replace(moved, note=note)
+    num_batches = scenario.accumulation * scenario.world_size
+    flops = replace(flops, value=float(one.flops * num_batches))
+    if scenario.precision.autocasts:
+        note = "not counted: autocast keeps activations in a type of its own"
+        return flops, replace(moved, note=note)
+    return flops, _least_bytes(moved, workload, scenario, one)
+
+
+def _least_bytes(
+    moved: Reading, workload: Workload, scenario: Scenario, one: _MicroBatch
+) -> Reading:
+    """Forward and backward read parameters, write and read what is saved, write gradients; the
+    optimizer reads gradients, and reads and writes parameters and its state.
+    """
+    parameters = list(workload.model.parameters())
+    held = size_of(parameters)
+    gradients = size_of(p for p in parameters if p.requires_grad)
+    state, reason = predicted_state(parameters, workload.optimizer)
+    if state is None:
+        return replace(moved, note=f"not counted: the optimizer's state is {reason}")
+    micro_batch = 2 * held + 2 * one.saved_bytes + gradients
+    update = 2 * gradients + gradients + 2 * state
+    value = scenario.world_size * (scenario.accumulation * micro_batch + update)
+    return replace(moved, value=float(value))
 
 
 def on_meta(batch: Any) -> Any:
@@ -57,7 +109,7 @@ def on_meta(batch: Any) -> Any:
     return tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, batch)
 
 
-def _count(workload: Workload, batch: Any) -> int:
+def _count(workload: Workload, batch: Any) -> _MicroBatch:
     for name, module in workload.model.named_modules():
         if isinstance(module, torch.nn.RNNBase):
             raise _UncountableError(
@@ -69,8 +121,21 @@ def _count(workload: Workload, batch: Any) -> int:
         loss_fn = _without_numbers(loss_fn)
     bare = copy.copy(workload)
     object.__setattr__(bare, "loss_fn", loss_fn)
-    with FlopCounterMode(display=False, custom_mapping=_CORRECTIONS) as counter:
+    own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
+    saved: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with (
+        FlopCounterMode(display=False, custom_mapping=_CORRECTIONS) as counter,
+        saved_tensors_hooks(note, lambda tensor: tensor),
+    ):
         loss = bare.loss(model, on_meta(batch))
+        saved_bytes = sum(saved.values())
         forward = counter.get_total_flops()
         loss.backward()  # type: ignore[no-untyped-call]
         total: int = counter.get_total_flops()
@@ -81,7 +146,7 @@ def _count(workload: Workload, batch: Any) -> int:
             f"forward and backward came to {total / forward:.2f} times forward, and at most "
             f"{_MOST_OVER_FORWARD} can be (activation checkpointing computes forward twice)"
         )
-    return total
+    return _MicroBatch(flops=total, saved_bytes=saved_bytes)
 
 
 def _without_numbers(module: torch.nn.Module) -> torch.nn.Module:

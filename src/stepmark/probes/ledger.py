@@ -72,21 +72,21 @@ class HeldMemory(Callback):
     def holdings(self) -> tuple[Holding, ...]:
         """The ledger, after the step."""
         parameters = list(self._model.parameters())
-        state_bytes, reason = _predicted_state(parameters, self._make_optimizer)
+        state_bytes, reason = predicted_state(parameters, self._make_optimizer)
         held = [
             Holding(
                 name="parameters",
-                predicted_bytes=_size(parameters),
+                predicted_bytes=size_of(parameters),
                 measured_bytes=_bytes(parameters),
             ),
             Holding(
                 name="buffers",
-                predicted_bytes=_size(self._model.buffers()),
+                predicted_bytes=size_of(self._model.buffers()),
                 measured_bytes=_bytes(self._model.buffers()),
             ),
             Holding(
                 name="gradients",
-                predicted_bytes=_size(p for p in parameters if p.requires_grad),
+                predicted_bytes=size_of(p for p in parameters if p.requires_grad),
                 measured_bytes=self._gradients_bytes,
                 note="after the last backward of a step",
             ),
@@ -126,7 +126,7 @@ def _rest(name: str, size_bytes: int, note: str) -> Holding:
     return Holding(name=name, predicted_bytes=None, measured_bytes=size_bytes, note=note)
 
 
-def _predicted_state(
+def predicted_state(
     parameters: Iterable[nn.Parameter], make_optimizer: MakeOptimizer
 ) -> tuple[int | None, str]:
     """What the optimizer will hold, found by a step without numbers; or why it is not known."""
@@ -143,7 +143,7 @@ def _predicted_state(
     except Exception as error:  # noqa: BLE001 - anybody's optimizer, on a device it never saw
         text = " ".join(str(error).split())[:_LONGEST_REASON]
         return None, f"not predicted: {type(error).__name__}: {text}"
-    return _size(_tensors(optimizer.state.values())), ""
+    return size_of(_tensors(optimizer.state.values())), ""
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -157,7 +157,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-def _size(tensors: Iterable[Tensor]) -> int:
+def size_of(tensors: Iterable[Tensor]) -> int:
     """By shape and type; one that occurs twice counts once."""
     return sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
 

@@ -13,6 +13,7 @@ from stepmark.report.sections.conditions import conditions
 from stepmark.report.sections.doubts import doubts
 from stepmark.report.sections.energy import energy
 from stepmark.report.sections.profiles import ledger, profiled
+from stepmark.report.sections.roofline import roofline
 from stepmark.report.sections.summary import summary
 from stepmark.report.sections.tables import did_not_run, every_scenario, other_readings
 from stepmark.report.sections.throughput import accumulation, batch_size, ddp, num_workers
@@ -24,6 +25,7 @@ SECTIONS: tuple[tuple[str, Callable[[Material], Sequence[Block]]], ...] = (
     ("Gradient accumulation", accumulation),
     ("Several ranks (DDP)", ddp),
     ("Where the step's time goes", phases),
+    ("What the machine could attain", roofline),
     ("What the profiler found", profiled),
     ("Memory", memory),
     ("Memory ledger", ledger),

@@ -25,8 +25,10 @@ _SHOWN_COLUMNS = {
     "accumulation", "world_size", "repeat", "outcome", "reason", "samples_per_s", "steps",
     "window_s", "step_s_median", "step_s_p90", "step_s_p99", "step_s_min", "phase_step_s",
     "peak_allocated_bytes", "peak_reserved_bytes", "peak_host_bytes", "nvml_used_bytes",
-    "first_step_s", "final_loss", *(f"{phase}_s" for phase in PHASES),
+    "first_step_s", "final_loss", "energy_j", "attainable_fraction",
+    *(f"{phase}_s" for phase in PHASES),
 }  # fmt: skip
+_SHOWN_READINGS = {EPOCH_TURN, "energy", "attainable_compute", "attainable_memory", "mfu_datasheet"}
 _COLUMN_UNITS = {"s": "s", "bytes": "bytes", "j": "J", "fraction": "fraction", "step": "flop"}
 # The alarming ones first.
 _OUTCOMES = (Outcome.FAILED, Outcome.OOM, Outcome.TIMEOUT, Outcome.OK, Outcome.SKIPPED)
@@ -100,7 +102,7 @@ def other_readings(material: Material) -> Sequence[Block]:
 
 def _is_other(name: str) -> bool:
     """Whether a reading is shown neither by another section nor by a column of its own."""
-    return name != EPOCH_TURN and name not in COLUMNS and not is_ddp(name)
+    return name not in _SHOWN_READINGS and name not in COLUMNS and not is_ddp(name)
 
 
 def _readings_table(material: Material) -> Table | None:
