@@ -18,6 +18,8 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from stepmark.units import format_flops
+
 # Okabe and Ito's palette (2008), without its yellow, which is too pale for a line on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "os^DvPX"
@@ -300,8 +302,12 @@ def draw_roofline(
             color=COLOURS[place], label=label,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte moved at least", ylabel="FLOP/s")
-    axes.legend(fontsize=9, loc="lower right")
+    # Matplotlib's own labels of powers are formulas, which are not read here.
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{format_flops(y)}/s"))
+    axes.minorticks_off()
     _set_title(axes, title)
+    _legend_below(figure, columns=3)
     return figure
 
 
@@ -323,9 +329,10 @@ def _set_title(axes: Axes, title: str) -> None:
     axes.set_title("\n".join(textwrap.fill(line, 66) for line in title.split("\n")), loc="left")
 
 
-def _legend_below(figure: Figure) -> None:
+def _legend_below(figure: Figure, columns: int = 6) -> None:
     handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), fontsize=9)
+    columns = min(len(names), columns)
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, fontsize=9)
 
 
 def _seconds_unit(longest_s: float) -> tuple[float, str]:

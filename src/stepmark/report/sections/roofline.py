@@ -9,7 +9,7 @@ from stepmark.report.material import Material
 from stepmark.report.readings import write_value
 from stepmark.report.wording import EMPTY, known, percent
 from stepmark.result import Result
-from stepmark.units import format_flops
+from stepmark.units import format_bytes, format_flops
 
 # Where neither ceiling accounts for so much of a step, something else holds it back.
 _BINDING = 0.3
@@ -60,7 +60,9 @@ def _plots(group: Group, cells: Sequence[Cell]) -> list[Plot]:
                 _reading(result, "attainable_compute"),
                 _reading(result, "attainable_memory"),
             )
-            roofs.setdefault(ceilings, f"attainable, {cell.scenario.precision}")
+            flops, bytes_per_s = ceilings
+            label = f"{format_flops(flops)}/s, {format_bytes(bytes_per_s)}/s attainable"
+            roofs.setdefault(ceilings, label)
             intensity, achieved = _intensity(result), result.achieved_flops
             assert intensity is not None
             assert achieved is not None
