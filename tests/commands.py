@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STEPMARK = str(Path(sys.executable).with_name("stepmark"))
+_SCRIPT = Path(sys.executable).with_name("stepmark")
+# Where it is not installed, but on PYTHONPATH, there is no script.
+STEPMARK = (str(_SCRIPT),) if _SCRIPT.exists() else (sys.executable, "-m", "stepmark")
 
 # What an outer test run, or the terminal it is in, would tell the inner command.
 _FOREIGN = ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "FORCE_COLOR", "COLUMNS", "LINES")
@@ -21,7 +23,7 @@ def stepmark(
     *arguments: Any, cwd: Path, **environment_changes: str
 ) -> subprocess.CompletedProcess[str]:
     """``stepmark("run", "--steps", 5, cwd=folder)`` is ``stepmark run --steps 5``."""
-    return _run([STEPMARK, *map(str, arguments)], cwd, environment_changes)
+    return _run([*STEPMARK, *map(str, arguments)], cwd, environment_changes)
 
 
 def python(

@@ -399,7 +399,7 @@ def on_terminal(words: list[str], cwd: Path, *, interrupt_at: str | None = None)
 
 def test_a_terminal_shows_how_far_the_run_is_how_fast_and_what_is_left(folder: Path) -> None:
     words = ["run", "--workload", "my_train.py:build", *SHORT, "--batch-size", "1,2"]
-    seen = on_terminal([STEPMARK, *words, "--steps", "20000", "--save", "t"], folder)
+    seen = on_terminal([*STEPMARK, *words, "--steps", "20000", "--save", "t"], folder)
     assert seen.exit_code == 0
     assert "starting the measuring processes" in seen.shown
     assert re.search(r"scenario 1 of 2  \|  [\d,.]+ samples/s, measuring steps  \|", seen.shown)
@@ -418,7 +418,7 @@ def test_an_interrupt_leaves_results_no_process_and_the_words_to_go_on(tmp_path:
     results = tmp_path / "my results"
     words = ["run", "--workload", "my_train.py:build", *SHORT, "--batch-size", "1,2,3"]
     seen = on_terminal(
-        [STEPMARK, *words, "--steps", "20000", "--save", "a", "--results", str(results)],
+        [*STEPMARK, *words, "--steps", "20000", "--save", "a", "--results", str(results)],
         tmp_path,
         interrupt_at="scenario 2 of 3",
     )
@@ -440,7 +440,7 @@ def test_an_interrupt_leaves_results_no_process_and_the_words_to_go_on(tmp_path:
 
 
 def test_an_interrupt_before_the_first_measurement_says_so(tmp_path: Path) -> None:
-    words = [STEPMARK, "run", "--workload", "mlp-toy", "--save", "a"]
+    words = [*STEPMARK, "run", "--workload", "mlp-toy", "--save", "a"]
     seen = on_terminal(words, tmp_path, interrupt_at="starting the measuring processes")
     assert seen.exit_code == 130
     assert seen.shown.endswith("interrupted: nothing was measured\n")
@@ -489,7 +489,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(
     folder: Path, rows: list[dict[str, Any]]
 ) -> None:
     assert rows
-    line = f"{shlex.quote(STEPMARK)} export base --format json | head -1"
+    line = f"{shlex.join(STEPMARK)} export base --format json | head -1"
     done = subprocess.run(
         ["bash", "-c", line], cwd=folder, env=environment(), capture_output=True, text=True
     )

@@ -315,7 +315,7 @@ def test_an_interrupted_gate_leaves_nothing_behind(
     checkouts = tmp_path / "checkouts"
     checkouts.mkdir()
     process = subprocess.Popen(
-        [STEPMARK, "gate", "--base", "first", *WORKLOAD],
+        [*STEPMARK, "gate", "--base", "first", *WORKLOAD],
         cwd=repository,
         env=environment(TMPDIR=str(checkouts)),
         stdout=subprocess.PIPE,

@@ -117,6 +117,10 @@ def test_accelerators_are_hardware_by_number_and_name_and_the_cpu_stays_its_mode
     found = fingerprint((CUDA, mixed, CPU), root=plant(tmp_path, {"proc/cpuinfo": CPUINFO_METAL}))
     assert found.hardware["cuda"] == "2 x NVIDIA H200"
     assert found.hardware["other"] == "2 x A, 1 x B"
+    assert "cuda_power_limit" not in found.hardware, "it is not known"
+    capped = dataclasses.replace(CUDA, power_limits_w=(700, 350))
+    found = fingerprint((capped, CPU), root=tmp_path)
+    assert found.hardware["cuda_power_limit"] == "1 x 700 W, 1 x 350 W"
     if sys.platform == "linux":
         assert found.hardware["cpu"] == "Intel(R) Xeon(R) Processor"
 

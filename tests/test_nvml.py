@@ -16,7 +16,7 @@ import pynvml
 import pytest
 from factories import make_rank, make_result, make_scenario, make_window
 
-from stepmark.nvml import SamplerProcess, Tape, join, readings, replay, unfit
+from stepmark.nvml import SamplerProcess, Tape, join, power_limit_w, readings, replay, unfit
 from stepmark.nvml.quantities import QUANTITIES, TICK_S
 from stepmark.nvml.sampler import Sampler
 from stepmark.result import Reading
@@ -275,6 +275,14 @@ def test_processes_of_others_make_a_window_unfit(own: int, foreign: int) -> None
     remarks = list(unfit(tape, 2.0, 8.0, own))
     expected = [f"{foreign} more processes than this measurement's used the GPU"]
     assert remarks == (expected if foreign else [])
+
+
+@pytest.mark.parametrize(
+    ("uuid", "limit"), [(FIRST, 700), (SECOND, None)], ids=["known", "unknown"]
+)
+def test_the_power_limit_is_read_by_uuid(uuid: str, limit: int | None) -> None:
+    replay.install({"devices": [device(power_limit_w=700)]})
+    assert power_limit_w(uuid) == limit
 
 
 def test_what_was_sampled_joins_what_ranks_measured() -> None:

@@ -12,6 +12,7 @@ class DeviceInfo:
         names: one name per device, in index order.
         max_ranks: how many DDP ranks it can carry; ``None`` where there is no limit.
         precisions: precisions it can train in, with ``""``, or a reason why it cannot.
+        power_limits_w: at which power clocks are held back, of each whose limit is known.
         pins_memory: it copies faster, and beside the host's work, from page-locked memory.
     """
 
@@ -20,6 +21,7 @@ class DeviceInfo:
     max_ranks: int | None = None
     precisions: dict[str, str] = field(default_factory=dict)
     pins_memory: bool = False
+    power_limits_w: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

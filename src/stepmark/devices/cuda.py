@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity
 
 from stepmark.devices.base import Device, DeviceMemory, TorchDevice
 from stepmark.fingerprint import DeviceInfo
+from stepmark.nvml import power_limit_w
 
 _MOST_ALLOCATIONS = 100_000
 _BELOW_AMPERE = "{} needs compute capability 8.0 or higher, {} has {}.{}"
@@ -109,6 +110,7 @@ class CudaBackend:
         count = torch.cuda.device_count()
         properties = [torch.cuda.get_device_properties(i) for i in range(count)]
         oldest = min(properties, key=lambda p: (p.major, p.minor))
+        limits = [power_limit_w(str(p.uuid)) for p in properties]
         tf32_and_bf16 = {
             precision: ""
             if oldest.major >= 8
@@ -121,6 +123,7 @@ class CudaBackend:
             max_ranks=count,
             precisions={"fp32": "", **tf32_and_bf16, "fp16": ""},
             pins_memory=True,
+            power_limits_w=tuple(watts for watts in limits if watts is not None),
         )
 
     def software(self) -> dict[str, str]:

@@ -52,6 +52,9 @@ def fingerprint(
     for device in devices:
         # The CPU has its place already.
         hardware.setdefault(device.kind, counted(device.names))
+        if device.power_limits_w:
+            limits = (f"{watts} W" for watts in device.power_limits_w)
+            hardware[f"{device.kind}_power_limit"] = counted(limits)
     system = {"os": _os_name(), "kernel": platform.release()}
     libc = " ".join(platform.libc_ver()).strip()
     if libc:

@@ -6,6 +6,7 @@ that measures starts it (`client`) and cuts its tapes at the windows' edges (`ta
 
 from stepmark.nvml.client import SamplerProcess
 from stepmark.nvml.joining import join
+from stepmark.nvml.limits import power_limit_w
 from stepmark.nvml.tape import Tape, readings, unfit
 
-__all__ = ["SamplerProcess", "Tape", "join", "readings", "unfit"]
+__all__ = ["SamplerProcess", "Tape", "join", "power_limit_w", "readings", "unfit"]

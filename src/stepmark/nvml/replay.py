@@ -75,6 +75,7 @@ class Library:
                 one("energy_j", ctypes.c_ulonglong, 1e3),
             ),
             "nvmlDeviceGetPowerUsage": (ask, one("power_w", _UINT, 1e3)),
+            "nvmlDeviceGetEnforcedPowerLimit": (ask, one("power_limit_w", _UINT, 1e3)),
             "nvmlDeviceGetMemoryInfo": (ask, self._memory),
             "nvmlDeviceGetUtilizationRates": (ask, one("utilisation", _UINT, 100)),
             "nvmlDeviceGetClockInfo": (asked, chosen(clocks, _UINT)),
