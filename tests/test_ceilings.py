@@ -11,7 +11,7 @@ from commands import stepmark
 from factories import make_machine, make_result, make_scenario
 
 from stepmark import ceilings
-from stepmark.ceilings import Ceiling, Ceilings, attach, datasheet_peak
+from stepmark.ceilings import Ceiling, Ceilings, attach, datasheet_peak, merged
 from stepmark.errors import StoreError
 from stepmark.result import Reading
 from stepmark.scenario import Precision
@@ -126,6 +126,8 @@ def test_ranks_count_their_flops_together() -> None:
         ("Tesla T4", "bf16", None),
         ("NVIDIA L40S", "bf16", None),
         ("NVIDIA GeForce RTX 5090", "bf16", None),
+        ("NVIDIA H200 NVL", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
         ("cpu", "fp32", None),
     ],
 )
@@ -143,6 +145,16 @@ def test_ceilings_are_of_one_hardware_and_software(tmp_path: Path) -> None:
     path.write_text("{}")
     with pytest.raises(StoreError, match="run 'stepmark calibrate' again"):
         ceilings.load(tmp_path, here)
+
+
+def test_what_is_not_measured_again_stays_known() -> None:
+    again = known(compute(110e9, threads=1))
+    both = merged(known(*CPU.items, *CUDA.items), again)
+    assert both.compute(make_scenario(), 1) == 110e9
+    assert both.compute(make_scenario(), 2) == 180e9
+    assert both.compute(make_scenario(device="cuda"), 1) == 50e12
+    assert len(both.items) == len(CPU.items) + len(CUDA.items)
+    assert merged(None, again) == again
 
 
 def test_this_machine_is_calibrated_and_results_are_held_against_it(tmp_path: Path) -> None:

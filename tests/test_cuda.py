@@ -1,6 +1,8 @@
 """On a real CUDA device; without one none of this is tested (README says what was never run)."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +60,24 @@ def run(workload: str, plan: Plan | None = None, **axes: Any) -> Result:
     return measure(scenario, plan or Plan(steps=40, max_seconds=5))
 
 
-def sleep_s(cycles: int) -> float:
-    """How long the device sleeps for so many cycles, at its present clock."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for _ in range(20):
-        torch.cuda._sleep(cycles)
-    start.record()
-    for _ in range(20):
-        torch.cuda._sleep(cycles)
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / 20
+SLEEP = """
+import torch
+start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+for _ in range(20):
+    torch.cuda._sleep({cycles})
+start.record()
+for _ in range(20):
+    torch.cuda._sleep({cycles})
+end.record()
+torch.cuda.synchronize()
+print(start.elapsed_time(end) / 1e3 / 20)
+"""
+
+
+def ask(code: str) -> float:
+    """In a process of its own: one here would stay on the device, where it counts as foreign."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def test_steps_are_marked_on_the_devices_timeline(tmp_path: Path) -> None:
@@ -79,7 +88,7 @@ def test_steps_are_marked_on_the_devices_timeline(tmp_path: Path) -> None:
     assert sum(rank.window.step_s) == pytest.approx(rank.window.window_s, rel=0.02)
     assert rank.device_uuid
     # The device sleeps in forward, whatever the host does meanwhile.
-    expected_s = sleep_s(CYCLES)
+    expected_s = ask(SLEEP.format(cycles=CYCLES))
     assert rank.phases.forward_s == pytest.approx(expected_s, rel=0.1, abs=2e-4)
     assert rank.phases.step_s >= rank.phases.forward_s
 
@@ -119,8 +128,8 @@ def test_energy_of_a_window_is_that_of_its_power(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_not_there_is_an_outcome(tmp_path: Path) -> None:
-    _, total_bytes = torch.cuda.mem_get_info()
-    extra = f"torch.empty({2 * total_bytes}, dtype=torch.uint8, device='cuda')"
+    total_bytes = ask("import torch; print(torch.cuda.mem_get_info()[1])")
+    extra = f"torch.empty({round(2 * total_bytes)}, dtype=torch.uint8, device='cuda')"
     result = run(write(tmp_path, extra=extra), batch_size=2)
     assert result.outcome is Outcome.OOM
     assert run(write(tmp_path), batch_size=2).outcome is Outcome.OK, "the next one is not hurt"
@@ -134,7 +143,7 @@ def test_workers_accumulation_and_pinned_memory(tmp_path: Path) -> None:
 
 
 def test_a_profile_sums_to_wall_time_and_names_who_waits(tmp_path: Path) -> None:
-    workload = write(tmp_path, cycles=CYCLES, extra="loss.item()")
+    workload = write(tmp_path, cycles=10 * CYCLES, extra="loss.item()")
     words = ("profile", "--workload", workload, "--device", "cuda", "--batch-size", "64")
     done = stepmark(*words, "--steps", "10", "--save", "p", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -151,13 +160,6 @@ def test_a_profile_sums_to_wall_time_and_names_who_waits(tmp_path: Path) -> None
     assert sizes["cached"] >= 0
     assert sizes["workspace and the rest"] > -(1 << 20)
     assert (tmp_path / "results" / "p" / "profiles" / found["ranks"][0]["snapshot"]).is_file()
-
-
-def test_the_same_code_in_turns_is_not_slower(tmp_path: Path) -> None:
-    write(tmp_path, cycles=CYCLES // 4)
-    words = ("--workload", "train.py:build", "--device", "cuda", "--batch-size", "16")
-    done = stepmark("gate", "selftest", *words, cwd=tmp_path)
-    assert done.returncode in (0, 4), done.stdout + done.stderr
 
 
 def test_the_device_is_found_by_its_uuid_and_what_it_attains_is_measured(tmp_path: Path) -> None:

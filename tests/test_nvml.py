@@ -17,11 +17,13 @@ import pytest
 from factories import make_rank, make_result, make_scenario, make_window
 
 from stepmark.nvml import SamplerProcess, Tape, join, power_limit_w, readings, replay, unfit
-from stepmark.nvml.quantities import QUANTITIES, TICK_S
+from stepmark.nvml.quantities import TICK_S
 from stepmark.nvml.sampler import Sampler
+from stepmark.nvml.tape import blind
 from stepmark.result import Reading
 
-FIRST, SECOND = "11111111-0000-0000-0000-000000000000", "22222222-0000-0000-0000-000000000000"
+FIRST, SECOND = (f"GPU-{n}{n}-0000-0000-0000-000000000000" for n in ("1111", "2222"))
+INSTANCE = "MIG-33333333-0000-0000-0000-000000000000"
 BUSY = {
     "energy_j": [[0, 1000.0], [10, 3500.0]],
     "power_w": 250.0,
@@ -56,7 +58,7 @@ def no_library() -> Iterator[None]:
     pynvml._nvmlLib_refcount = 0
 
 
-def device(uuid: str = f"GPU-{FIRST}", **changes: Any) -> dict[str, Any]:
+def device(uuid: str = FIRST, **changes: Any) -> dict[str, Any]:
     return {"uuid": uuid, "quantities": {**BUSY, **changes}}
 
 
@@ -126,6 +128,14 @@ def test_a_window_too_short_for_energy_has_none() -> None:
     assert found["power"].value == pytest.approx(250)
 
 
+def test_a_window_between_two_samples_has_what_was_sampled_close_to_it() -> None:
+    tape = sampled({"devices": [device(clock_reasons=0x40)]})[FIRST]
+    found = read(tape, 5.01, 5.015)
+    assert found["nvml_memory_used"].value == pytest.approx(6e9, rel=0.01)
+    assert found["sm_clock"].value == 1980
+    assert len(list(unfit(tape, 5.01, 5.015, 1))) == 1
+
+
 def test_a_window_outside_of_the_tape_has_nothing() -> None:
     found = read(sampled({"devices": [device()]}, seconds=3)[FIRST], 20.0, 30.0)
     assert {reading.value for reading in found.values()} == {None}
@@ -143,9 +153,7 @@ def test_energy_of_a_part_of_a_window_is_none(start_s: float, end_s: float) -> N
 
 
 def test_devices_are_found_by_uuid_whatever_their_order() -> None:
-    data = {
-        "devices": [device(f"GPU-{SECOND}", power_w=90.0), device(f"GPU-{FIRST}", power_w=400.0)]
-    }
+    data = {"devices": [device(SECOND, power_w=90.0), device(FIRST, power_w=400.0)]}
     tapes = sampled(data, FIRST, SECOND, seconds=3)
     assert {uuid: read(tape, 0.5, 2.9)["power"].value for uuid, tape in tapes.items()} == {
         FIRST: pytest.approx(400),
@@ -157,11 +165,11 @@ def test_a_mig_instance_has_what_the_driver_tells_of_it() -> None:
     """Memory; power and the rest are the whole device's, and not supported."""
     data = {
         "devices": [
-            device(f"GPU-{SECOND}"),
-            {"uuid": f"MIG-{FIRST}", "quantities": {"memory_used_bytes": 5e9}},
+            device(SECOND),
+            {"uuid": INSTANCE, "quantities": {"memory_used_bytes": 5e9}},
         ]
     }
-    found = read(sampled(data)[FIRST])
+    found = read(sampled(data, INSTANCE)[INSTANCE])
     assert found["nvml_memory_used"].value == pytest.approx(5e9)
     assert found["power"].value is None
     assert found["power"].note == "replay: unavailable: Not Supported"
@@ -204,19 +212,44 @@ def test_a_driver_that_does_not_run_is_told() -> None:
             {"energy", "pcie_sent", "pcie_received"},
         ),
         (["nvmlDeviceGetComputeRunningProcesses_v3"], set()),
+        (["nvmlDeviceGetTemperatureV"], set()),
     ],
     ids=str,
 )
 def test_an_old_driver_gives_what_it_has(missing: list[str], lost: set[str]) -> None:
-    found = read(sampled({"devices": [device()], "missing": missing})[FIRST])
+    tape = sampled({"devices": [device()], "missing": missing})[FIRST]
+    assert set(tape.series["num_processes"].values) == {1.0}
+    found = read(tape)
     assert {name for name, reading in found.items() if reading.value is None} == lost
     for name in lost:
         assert found[name].note == "replay: unavailable: Function Not Found"
 
 
+def test_an_error_that_passes_costs_its_samples_alone() -> None:
+    passing = {"error": pynvml.NVML_ERROR_UNKNOWN, "from_s": 4.0, "until_s": 4.03, "else": 250.0}
+    tape = sampled({"devices": [device(power_w=passing)]})[FIRST]
+    assert tape.series["power_w"].error == ""
+    assert len(tape.series["power_w"].values) == pytest.approx(10 / TICK_S, abs=3)
+    assert read(tape)["energy_integral"].value == pytest.approx(1500, rel=0.005)
+
+
+def test_a_device_lost_after_the_window_does_not_concern_it() -> None:
+    lost = {"error": pynvml.NVML_ERROR_GPU_IS_LOST, "from_s": 9.0}
+    quantities = {name: {**lost, "else": value} for name, value in BUSY.items()}
+    found = read(sampled({"devices": [{"uuid": FIRST, "quantities": quantities}]})[FIRST])
+    assert found["power"].value == pytest.approx(250)
+    assert found["energy"].value == pytest.approx(1500, rel=0.005)
+
+
+def test_a_counter_that_does_not_move_is_no_energy() -> None:
+    found = read(sampled({"devices": [device(energy_j=77.0)]})[FIRST])
+    assert found["energy"].value is None
+    assert found["energy"].note == "replay: unavailable: it did not move"
+
+
 def test_what_a_device_does_not_support_is_empty_and_not_0() -> None:
     quantities = {name: value for name, value in BUSY.items() if name != "energy_j"}
-    tape = sampled({"devices": [{"uuid": f"GPU-{FIRST}", "quantities": quantities}]})[FIRST]
+    tape = sampled({"devices": [{"uuid": FIRST, "quantities": quantities}]})[FIRST]
     found = read(tape)
     assert found["energy"].value is None
     assert found["energy"].note == "replay: unavailable: Not Supported"
@@ -225,8 +258,8 @@ def test_what_a_device_does_not_support_is_empty_and_not_0() -> None:
 
 def test_a_device_that_is_lost_has_no_figure_of_a_window_it_did_not_see_whole() -> None:
     lost = {"error": pynvml.NVML_ERROR_GPU_IS_LOST, "from_s": 5.0}
-    quantities = {name: {**lost, "before": value} for name, value in BUSY.items()}
-    found = read(sampled({"devices": [{"uuid": f"GPU-{FIRST}", "quantities": quantities}]})[FIRST])
+    quantities = {name: {**lost, "else": value} for name, value in BUSY.items()}
+    found = read(sampled({"devices": [{"uuid": FIRST, "quantities": quantities}]})[FIRST])
     assert {reading.value for reading in found.values()} == {None}
     assert found["power"].note == "replay: unavailable: GPU is lost"
 
@@ -269,6 +302,15 @@ def test_a_slowdown_before_and_after_the_window_does_not_matter() -> None:
     assert list(unfit(tape, 2.0, 8.0, 1)) == []
 
 
+def test_where_processes_are_not_listed_it_is_said_that_others_would_not_be() -> None:
+    """As in a container."""
+    tape = sampled({"devices": [device(num_processes=0)]})[FIRST]
+    assert list(unfit(tape, 2.0, 8.0, 1)) == []
+    (remark,) = blind(tape, 2.0, 8.0, 1)
+    assert "others on the GPU would not be seen" in remark
+    assert list(blind(sampled({"devices": [device()]})[FIRST], 2.0, 8.0, 1)) == []
+
+
 @pytest.mark.parametrize(("own", "foreign"), [(1, 2), (2, 1), (3, 0)])
 def test_processes_of_others_make_a_window_unfit(own: int, foreign: int) -> None:
     tape = sampled({"devices": [device(num_processes=3)]})[FIRST]
@@ -293,7 +335,7 @@ def test_what_was_sampled_joins_what_ranks_measured() -> None:
     ]
     data = {
         "devices": [
-            device(f"GPU-{SECOND}", clock_reasons=0x40),
+            device(SECOND, clock_reasons=0x40),
             device(energy_j=[[0, 0], [10, 1000]]),
         ]
     }
@@ -390,10 +432,3 @@ def test_the_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline_s, "it lives on"
         time.sleep(0.05)
-
-
-def test_every_quantity_comes_to_a_reading() -> None:
-    """But for the two that readings are judged by."""
-    tape = sampled({"devices": [device()]})[FIRST]
-    assert {q.name for q in QUANTITIES} == set(tape.series)
-    assert all(series.values for series in tape.series.values())

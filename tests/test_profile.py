@@ -120,6 +120,48 @@ def test_an_optimizer_that_cannot_be_predicted_says_why() -> None:
     assert found["optimizer state"].measured_bytes == 0
 
 
+def test_an_optimizer_over_other_parameters_than_it_is_given_is_not_predicted() -> None:
+    """As one with groups of its own, made from the model itself."""
+    model = nn.Linear(8, 8)
+    before = model.weight.detach().clone()
+    found = ledger(model, lambda _: torch.optim.Adam(model.parameters()), torch.ones(2, 8))
+    assert found["optimizer state"].predicted_bytes is None
+    assert "other parameters" in found["optimizer state"].note
+    assert found["optimizer state"].measured_bytes == 2 * 4 * (64 + 8) + 2 * 4
+    assert not torch.equal(model.weight, before), "it is trained all the same"
+
+
+def test_sparse_gradients_count_as_what_they_hold() -> None:
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag = nn.Embedding(1000, 16, sparse=True)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            return self.bag(batch.long())
+
+    found = ledger(Bag(), lambda p: torch.optim.SparseAdam(list(p)), torch.tensor([1, 2, 3]))
+    assert found["gradients"].measured_bytes == 3 * 16 * 4 + 3 * 8
+
+
+def test_the_peak_has_what_is_there_at_its_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward peaks at 5 MB, backward at 7, the update at 6: gradients are not there yet."""
+    device = BACKENDS["cpu"].open(0)
+    peaks = iter([5_000_000, 7_000_000, 6_000_000])
+    memory = [
+        DeviceMemory(peak_allocated_bytes=peak, peak_reserved_bytes=8_000_000) for peak in peaks
+    ]
+    found_memory = iter([*memory, DeviceMemory()])
+    monkeypatch.setattr(device, "memory", lambda: next(found_memory))
+    found = ledger(nn.Linear(300, 200), torch.optim.Adam, torch.ones(50, 300), device=device)
+    assert not found["gradients"].at_peak
+    assert found["gradients"].note == "not held at the peak, in backward"
+    assert found["activations"].at_peak
+    held = [h.measured_bytes or 0 for h in found.values() if h.at_peak]
+    assert sum(held[:-1]) == 7_000_000
+    assert sum(held) == 8_000_000
+
+
 def test_what_an_accelerator_holds_beyond_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     device = BACKENDS["cpu"].open(0)
     memory = DeviceMemory(
@@ -128,7 +170,7 @@ def test_what_an_accelerator_holds_beyond_is_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(device, "memory", lambda: memory)
     found = ledger(nn.Linear(300, 200), torch.optim.Adam, torch.ones(50, 300), device=device)
     assert list(found)[-3:] == ["workspace and the rest", "cached", "context and others"]
-    sizes = [holding.measured_bytes or 0 for holding in found.values()]
+    sizes = [holding.measured_bytes or 0 for holding in found.values() if holding.at_peak]
     assert sum(sizes[:-2]) == 10_000_000, "allocated"
     assert sum(sizes[:-1]) == 12_000_000, "reserved"
     assert sum(sizes) == 500_000_000, "in use"

@@ -531,7 +531,8 @@ def test_a_profile_of_a_cpu_has_no_columns_of_a_device(tmp_path: Path) -> None:
     [
         (3.2e9, 1e8, FED, "compute"),
         (3.2e8, 9e8, FED, "memory"),
-        (3.2e8, 1e8, FED, "overhead"),
+        (3.2e8, 1e8, FED, "neither"),
+        (3.2e8, 5e9, FED, "neither"),  # more than could be moved: caches hold it
         (3.2e9, 1e8, WAITING, "data"),
     ],
 )
@@ -545,6 +546,14 @@ def test_the_ceiling_that_holds_a_step_back_is_named(
         for reading in WORK
     )  # fmt: skip
     assert binding(make_result(shares=shares, rank={"readings": readings})) == expected
+
+
+@pytest.mark.parametrize(("flops", "expected"), [(3.2e9, "compute"), (3.2e8, "")])
+def test_where_the_least_traffic_is_not_known_memory_is_not_acquitted(
+    flops: float, expected: str
+) -> None:
+    readings = (dataclasses.replace(WORK[0], value=flops), WORK[2], WORK[3])
+    assert binding(make_result(shares=FED, rank={"readings": readings})) == expected
 
 
 def test_without_ceilings_no_part_of_them_is_told(tmp_path: Path) -> None:

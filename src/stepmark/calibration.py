@@ -78,11 +78,27 @@ def _compute(scenario: Scenario, place: Place, precision: Precision) -> Ceiling:
     try:
         device.configure(tf32=precision is Precision.TF32)
         dtype = AUTOCAST_DTYPES.get(precision, torch.float32)
-        best = max(*_products(device, dtype), *_convolutions(device, dtype))
     except Exception as error:  # noqa: BLE001 - a device may lack any of it
         return _unmeasured(bare, error)
-    note = "the larger of a square matrix product and a 3x3 convolution"
-    return _with(bare, best, note)
+    rates, failure = _until_it_fails(_products(device, dtype))
+    more, _ = _until_it_fails(_convolutions(device, dtype))
+    if not rates and not more:
+        assert failure is not None
+        return _unmeasured(bare, failure)
+    return _with(
+        bare, max(rates + more), "the larger of a square matrix product and a 3x3 convolution"
+    )
+
+
+def _until_it_fails(rates: Iterator[float]) -> tuple[list[float], Exception | None]:
+    """What came before a size that the device has no room for, or a type it does not know."""
+    found: list[float] = []
+    try:
+        for rate in rates:
+            found.append(rate)
+    except Exception as error:  # noqa: BLE001 - see above
+        return found, error
+    return found, None
 
 
 def _products(device: Device, dtype: torch.dtype) -> Iterator[float]:

@@ -120,6 +120,19 @@ def save(results: Path, machine: Machine, ceilings: Ceilings) -> Path:
     return known.save(ceilings, results, FOLDER, machine)
 
 
+def merged(known: Ceilings | None, found: Ceilings) -> Ceilings:
+    """What was found, and of what was known before all that was not measured again."""
+    if known is None:
+        return found
+
+    def place(item: Ceiling) -> tuple[str, str, str, int]:
+        return item.name, item.device, item.precision, item.threads
+
+    again = {place(item) for item in found.items}
+    kept = tuple(item for item in known.items if place(item) not in again)
+    return replace(found, items=(*kept, *found.items))
+
+
 def attach(result: Result, ceilings: Ceilings | None) -> Result:
     """A result with what it could attain at most; as it is, if nothing was calibrated."""
     if ceilings is None or not result.ranks:
@@ -152,6 +165,8 @@ def _readings(result: Result, ceilings: Ceilings) -> Iterator[Reading]:
 
 def datasheet_peak(device_name: str, precision: str) -> float | None:
     """Dense FLOP/s of a known GPU; ``None`` for any other."""
+    if re.search(r"\b(MIG|NVL|PCIe)\b", device_name):
+        return None  # a part of a device, or one with another sheet
     for name, peaks in _DATASHEETS.items():
         if re.search(rf"\b{re.escape(name)}\b", device_name):
             return peaks.get(precision)

@@ -1,9 +1,12 @@
 """One rank under torch.profiler: traces of some steps, and the ledger of its memory."""
 
+import functools
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
+from torch.profiler import record_function
 
 from stepmark.loop import Callback, Training, train
 from stepmark.measurement import Measurement
@@ -12,7 +15,7 @@ from stepmark.probes.ledger import HeldMemory
 from stepmark.profile import RankProfile
 from stepmark.scenario import Plan, Scenario
 from stepmark.session import Prepared, Progress, prepare
-from stepmark.trace.attribution import PHASE
+from stepmark.trace.attribution import DRAIN, PHASE
 
 # Of the profiler, before the steps that count: its first ones are slow.
 _WARM_UP = 2
@@ -91,6 +94,8 @@ def _trace(prepared: Prepared, num_steps: int, file: Path, *, with_stack: bool) 
     device = place.device
     edges_s: list[float] = []
     done = 0
+    on_host_alone = len(device.activities) == 1
+    drain = nullcontext if on_host_alone else functools.partial(record_function, DRAIN)
     schedule = torch.profiler.schedule(wait=0, warmup=_WARM_UP, active=num_steps, repeat=1)
     with torch.profiler.profile(
         activities=device.activities,
@@ -102,11 +107,16 @@ def _trace(prepared: Prepared, num_steps: int, file: Path, *, with_stack: bool) 
         def on_step() -> None:
             nonlocal done
             done += 1
-            if done in (_WARM_UP, _WARM_UP + num_steps):
-                # What was queued before the first step is not its, and the last one's tail is.
-                device.synchronize()
+            if done == _WARM_UP + num_steps:
+                # Its tail is the last step's. Named, since no step waits there by itself.
+                with drain():
+                    device.synchronize()
                 edges_s.append(device.now_s())
             profiler.step()
+            if done == _WARM_UP:
+                # What was queued before the first step is not its own.
+                device.synchronize()
+                edges_s.append(device.now_s())
 
         place.barrier()
         train(
@@ -131,7 +141,7 @@ class PhaseAnnotations(Callback):
         self._accumulation = training.accumulation
         self._on_step = on_step
         self._num_left = 0
-        self._open: torch.profiler.record_function | None = None
+        self._open: record_function | None = None
 
     def on_step_start(self) -> None:
         """See `Callback`."""
@@ -163,6 +173,6 @@ class PhaseAnnotations(Callback):
     def _switch(self, phase: str) -> None:
         if self._open is not None:
             self._open.__exit__(None, None, None)
-        self._open = torch.profiler.record_function(PHASE + phase) if phase else None
+        self._open = record_function(PHASE + phase) if phase else None
         if self._open is not None:
             self._open.__enter__()  # type: ignore[no-untyped-call]

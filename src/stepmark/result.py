@@ -339,6 +339,11 @@ class Result:
     def _window_s(self) -> float:
         return max(rank.window.window_s for rank in self.ranks)
 
+    @property
+    def _energy_j(self) -> float | None:
+        counted = self._total("energy")
+        return self._total("energy_integral") if counted is None else counted
+
     def _total(self, name: str) -> float | None:
         """A reading's sum over ranks, if all have it."""
         found = [[r.value for r in rank.readings if r.name == name] for rank in self.ranks]
@@ -365,7 +370,7 @@ class Result:
             "peak_host_bytes": _total(m.peak_host_bytes for m in memory),
             "nvml_used_bytes": _worst(m.nvml_used_bytes for m in memory),
             # By the devices' counters; one without has its power integrated.
-            "energy_j": self._total("energy") or self._total("energy_integral"),
+            "energy_j": self._energy_j,
             "first_step_s": max(rank.startup.first_step_s for rank in self.ranks),
             "final_loss": _mean(rank.final_loss for rank in self.ranks),
             "flops_per_step": self.reading_of_any("flops_per_step"),

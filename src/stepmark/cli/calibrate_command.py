@@ -51,6 +51,7 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
             machine = runner.machine
             asked = list(_scenarios(_kinds(device, machine), machine))
             display.begin(len(asked))
+            known = ceilings.load(results, machine)
             measured_at = datetime.now(UTC).isoformat(timespec="seconds")
             for scenario in asked:
                 display.on_begin(f"calibrating {scenario.device}", 0)
@@ -60,16 +61,13 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
                     failures.append(f"{scenario.device}: {ending.outcome}: {ending.reason}")
                     continue
                 found += ending.ceilings
-                path = ceilings.save(
-                    results,
-                    machine,
-                    Ceilings(
-                        hardware=machine.hardware,
-                        software=machine.software,
-                        measured_at=measured_at,
-                        items=tuple(found),
-                    ),
+                now = Ceilings(
+                    hardware=machine.hardware,
+                    software=machine.software,
+                    measured_at=measured_at,
+                    items=tuple(found),
                 )
+                path = ceilings.save(results, machine, ceilings.merged(known, now))
     except KeyboardInterrupt:
         print(f"interrupted{f'; what was found is in {path}' if path else ''}", file=sys.stderr)
         return INTERRUPTED

@@ -80,7 +80,7 @@ class CudaDevice(TorchDevice):
     @contextlib.contextmanager
     def memory_history(self, file: Path) -> Iterator[bool]:
         """As a snapshot for https://pytorch.org/memory_viz."""
-        _CUDA.memory._record_memory_history(max_entries=_MOST_ALLOCATIONS)
+        _CUDA.memory._record_memory_history(stacks="python", max_entries=_MOST_ALLOCATIONS)
         try:
             yield True
             self.synchronize()
@@ -98,6 +98,11 @@ class CudaDevice(TorchDevice):
         )
 
 
+def _uuid(properties: Any) -> str:
+    """As NVML writes it. An instance of a shared device must not be taken for the whole."""
+    return f"{'MIG' if ' MIG ' in properties.name else 'GPU'}-{properties.uuid}"
+
+
 class CudaBackend:
     """See `stepmark.devices.Backend`."""
 
@@ -110,7 +115,7 @@ class CudaBackend:
         count = torch.cuda.device_count()
         properties = [torch.cuda.get_device_properties(i) for i in range(count)]
         oldest = min(properties, key=lambda p: (p.major, p.minor))
-        limits = [power_limit_w(str(p.uuid)) for p in properties]
+        limits = [power_limit_w(_uuid(p)) for p in properties]
         tf32_and_bf16 = {
             precision: ""
             if oldest.major >= 8
@@ -147,6 +152,4 @@ class CudaBackend:
         """One device per rank, in CUDA's order."""
         torch.cuda.set_device(local_rank)
         properties = torch.cuda.get_device_properties(local_rank)
-        return CudaDevice(
-            torch.device("cuda", local_rank), properties.name, uuid=str(properties.uuid)
-        )
+        return CudaDevice(torch.device("cuda", local_rank), properties.name, uuid=_uuid(properties))

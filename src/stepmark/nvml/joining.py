@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from stepmark.nvml.tape import Tape, readings, unfit
+from stepmark.nvml.tape import Tape, blind, readings, unfit
 from stepmark.result import RankRecord
 
 
@@ -35,4 +35,5 @@ def _joined(rank: RankRecord, tape: Tape, num_own: int) -> RankRecord:
         memory=replace(rank.memory, nvml_used_bytes=None if used is None else int(used)),
         readings=(*rank.readings, *found),
         unfit=(*rank.unfit, *unfit(tape, start_s, end_s, num_own)),
+        notes=(*rank.notes, *blind(tape, start_s, end_s, num_own)),
     )

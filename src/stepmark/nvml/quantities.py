@@ -29,6 +29,15 @@ class Quantity:
     every: int
 
 
+# What a driver answers that knows another form of a call.
+_OTHER_VERSION = (
+    _NVML.NVML_ERROR_FUNCTION_NOT_FOUND,
+    _NVML.NVML_ERROR_NOT_SUPPORTED,
+    _NVML.NVML_ERROR_INVALID_ARGUMENT,
+    _NVML.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
+)
+
+
 def either(*names: str) -> Callable[..., Any]:
     """A call of NVML that has had several names, the newest first.
 
@@ -39,15 +48,18 @@ def either(*names: str) -> Callable[..., Any]:
         for name in names:
             try:
                 return getattr(_NVML, name)(*arguments)
-            except (AttributeError, _NVML.NVMLError_FunctionNotFound):
+            except AttributeError:
                 continue
+            except NVMLError as error:
+                if name == names[-1] or error.value not in _OTHER_VERSION:  # type: ignore[attr-defined]
+                    raise
         raise _NVML.NVMLError(_NVML.NVML_ERROR_FUNCTION_NOT_FOUND)
 
     return call
 
 
 def handle_of(uuid: str) -> Any:
-    """The device of that UUID, as CUDA tells it: without a prefix, a GPU's or a MIG instance's.
+    """The device of that UUID, with NVML's prefix (``GPU-`` or ``MIG-``).
 
     By UUID, since NVML's order of devices need not be CUDA's, nor be changed by
     ``CUDA_VISIBLE_DEVICES``.
@@ -55,10 +67,7 @@ def handle_of(uuid: str) -> Any:
     Raises:
         NVMLError: there is none.
     """
-    try:
-        return _NVML.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except NVMLError:
-        return _NVML.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")
+    return _NVML.nvmlDeviceGetHandleByUUID(uuid)
 
 
 _clock_reasons = either(

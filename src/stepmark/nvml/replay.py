@@ -6,13 +6,15 @@ carries the backend ``replay``.
     {"devices": [{"uuid": "GPU-...", "quantities": {"power_w": 250.0, "energy_j": ...}}]}
 
 A quantity (see `stepmark.nvml.quantities`) is a number, pairs of seconds since the start and
-numbers, with straight lines between them, or an error of NVML's: ``{"error": 3, "from_s": 0.5}``.
+numbers, with straight lines between them, or such with an error of NVML's for some time:
+``{"error": 3, "from_s": 0.5, "until_s": 0.7, "else": 250.0}``.
 Functions in ``missing`` are not in the library, as in an old driver.
 """
 
 import bisect
 import ctypes
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -81,14 +83,18 @@ class Library:
             "nvmlDeviceGetClockInfo": (asked, chosen(clocks, _UINT)),
             "nvmlDeviceGetCurrentClocksEventReasons": (ask, reasons),
             "nvmlDeviceGetCurrentClocksThrottleReasons": (ask, reasons),
+            "nvmlDeviceGetTemperatureV": (ask, self._temperature),
             "nvmlDeviceGetTemperature": (
                 asked,
                 lambda device, _sensor, out: self._answer(device, "temperature_c", out, _UINT),
             ),
-            "nvmlDeviceGetComputeRunningProcesses_v3": (
-                (_UINT, _POINTER, _POINTER, _POINTER),
-                self._processes,
-            ),
+            **{
+                f"nvmlDeviceGetComputeRunningProcesses_{version}": (
+                    (_UINT, _POINTER, _POINTER, _POINTER),
+                    self._processes,
+                )
+                for version in ("v2", "v3")
+            },
             "nvmlDeviceGetPcieThroughput": (asked, chosen(pcie, _UINT, 1 / 1024)),
         }
 
@@ -112,9 +118,9 @@ class Library:
         if tape is None:
             return int(_NVML.NVML_ERROR_NOT_SUPPORTED), 0.0
         if isinstance(tape, dict):
-            if since_s >= tape.get("from_s", 0.0):
+            if tape.get("from_s", 0.0) <= since_s < tape.get("until_s", math.inf):
                 return int(tape["error"]), 0.0
-            tape = tape["before"]
+            tape = tape["else"]
         return 0, _at(tape, since_s)
 
     def _answer(self, device: int, name: str, out: int, kind: Any, scale: float = 1.0) -> int:
@@ -127,6 +133,12 @@ class Library:
         error, value = self._value(device, "memory_used_bytes")
         if not error:
             _NVML.c_nvmlMemory_t.from_address(out).used = round(value)
+        return error
+
+    def _temperature(self, device: int, out: int) -> int:
+        error, value = self._value(device, "temperature_c")
+        if not error:
+            _NVML.c_nvmlTemperature_v1_t.from_address(out).temperature = round(value)
         return error
 
     def _processes(self, device: int, count: int, out: int | None) -> int:

@@ -23,6 +23,8 @@ from stepmark.nvml.quantities import QUANTITIES, TICK_S, NVMLError, handle_of
 from stepmark.nvml.tape import Series, Tape
 
 _INPUT = 0
+# In a row, after which a quantity is asked for no more.
+_MOST_ERRORS = 3
 
 
 class Sampler:
@@ -74,6 +76,7 @@ class _Device:
         self._at_s: dict[str, list[float]] = {q.name: [] for q in QUANTITIES}
         self._values: dict[str, list[float]] = {q.name: [] for q in QUANTITIES}
         self._errors: dict[str, str] = {}
+        self._num_errors = dict.fromkeys(self._values, 0)
         if not error:
             try:
                 self._handle = handle_of(uuid)
@@ -94,8 +97,12 @@ class _Device:
             try:
                 value = float(quantity.read(self._handle))
             except NVMLError as error:
-                self._errors[quantity.name] = str(error)
+                # One may be a passing one; of a quantity that there is not, all are.
+                self._num_errors[quantity.name] += 1
+                if self._num_errors[quantity.name] >= _MOST_ERRORS:
+                    self._errors[quantity.name] = str(error)
                 continue
+            self._num_errors[quantity.name] = 0
             self._at_s[quantity.name].append(at_s)
             self._values[quantity.name].append(value)
 

@@ -1,7 +1,7 @@
 """What was sampled of a device, and what a window of it comes to."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from stepmark.units import format_percent
 LEAST_ENERGY_S = 2.0
 # By so much a tape may end before a window does.
 _LATE_S = 0.2
+# What was sampled so close to a window tells of it.
+_CLOSE_S = 0.11
 # What one series keeps of a window, for plots.
 _MOST_VALUES = 200
 
@@ -80,61 +82,108 @@ def unfit(tape: Tape, start_s: float, end_s: float, num_own: int) -> Iterator[st
         part = _part_with(reasons, bit)
         if part:
             yield f"the GPU was slowed down ({name}, {format_percent(part)} of the window)"
-    processes = _within(tape, "num_processes", start_s, end_s)
-    num_foreign = int(processes.max(initial=0)) - num_own
+    num_foreign = _num_processes(tape, start_s, end_s) - num_own
     if num_foreign > 0:
         yield f"{num_foreign} more processes than this measurement's used the GPU"
 
 
+def blind(tape: Tape, start_s: float, end_s: float, num_own: int) -> Iterator[str]:
+    """What could not be looked for; arguments as for `unfit`."""
+    if tape.error:
+        yield f"nothing is known of the GPU's clocks, heat and other users ({tape.error})"
+    elif _num_processes(tape, start_s, end_s) < num_own:
+        yield (
+            "the driver does not list this measurement's own processes (in a container it "
+            "seldom does), so others on the GPU would not be seen"
+        )
+
+
+def _num_processes(tape: Tape, start_s: float, end_s: float) -> int:
+    return int(_within(tape, "num_processes", start_s, end_s).max(initial=0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Figure:
-    """How a reading comes from a series.
+    """How a reading comes from a series; in one of two ways.
 
     Attributes:
         name, unit, note: the reading's.
         series: it comes from.
-        value: from times and values within the window.
-        is_energy: it takes a longer window.
+        level: from the values within the window.
+        growth: from times and values of the whole tape, and the window's edges.
     """
 
     name: str
     unit: str
     note: str
     series: str
-    value: Callable[[FloatArray, FloatArray, float, float], float]
-    is_energy: bool = False
+    level: Callable[[FloatArray], float] | None = None
+    growth: Callable[[FloatArray, FloatArray, float, float], float] | None = None
+
+
+class _UnavailableError(Exception):
+    """A reading that a tape does not come to; the message says why."""
 
 
 def _reading(tape: Tape, figure: _Figure, start_s: float, end_s: float) -> Reading:
-    found = tape.series.get(figure.series, Series())
-    error = tape.error or found.error
-    at_s, values = np.array(found.at_s), np.array(found.values)
-    inside = (at_s >= start_s) & (at_s <= end_s)
-    if not error and figure.is_energy and end_s - start_s < 0.999 * LEAST_ENERGY_S:
-        error = f"a window of {end_s - start_s:.2g} s is too short, {LEAST_ENERGY_S:g} s are needed"
-    if not error and not inside.any():
-        error = "not sampled within the window"
-    if not error and figure.is_energy and (at_s[0] > start_s or at_s[-1] < end_s - _LATE_S):
-        error = "sampled in a part of the window alone"
     source = "" if tape.backend == "nvml" else f"{tape.backend}: "
-    if error:
-        note = f"{source}unavailable: {error}"
-        return Reading(name=figure.name, unit=figure.unit, scope="device", value=None, note=note)
-    every = -(-int(inside.sum()) // _MOST_VALUES)
-    return Reading(
-        name=figure.name,
-        unit=figure.unit,
-        scope="device",
-        value=figure.value(at_s, values, start_s, end_s),
-        series=() if figure.is_energy else tuple(values[inside][::every].tolist()),
-        note=source + figure.note,
-    )
+    bare = Reading(name=figure.name, unit=figure.unit, scope="device", value=None)
+    try:
+        if figure.growth is not None:
+            value = _grown(tape, figure.series, figure.growth, start_s, end_s)
+            return replace(bare, value=value, note=source + figure.note)
+        assert figure.level is not None
+        values = _within(tape, figure.series, start_s, end_s)
+        if not len(values):
+            raise _UnavailableError(_why_not(tape, figure.series))
+        every = -(-len(values) // _MOST_VALUES)
+        series = tuple(values[::every].tolist())
+        return replace(bare, value=figure.level(values), series=series, note=source + figure.note)
+    except _UnavailableError as error:
+        return replace(bare, note=f"{source}unavailable: {error}")
+
+
+def _grown(
+    tape: Tape,
+    name: str,
+    growth: Callable[[FloatArray, FloatArray, float, float], float],
+    start_s: float,
+    end_s: float,
+) -> float:
+    """What has grown within a window, which must have been sampled whole."""
+    if end_s - start_s < 0.999 * LEAST_ENERGY_S:
+        raise _UnavailableError(
+            f"a window of {end_s - start_s:.2g} s is too short, {LEAST_ENERGY_S:g} s are needed"
+        )
+    found = tape.series.get(name, Series())
+    at_s, values = np.array(found.at_s), np.array(found.values)
+    if not len(at_s) or at_s[0] > start_s or at_s[-1] < end_s - _LATE_S:
+        why = "sampled in a part of the window alone"
+        raise _UnavailableError(tape.error or found.error or why)
+    value = growth(at_s, values, start_s, end_s)
+    if value <= 0:
+        raise _UnavailableError("it did not move")
+    return value
 
 
 def _within(tape: Tape, name: str, start_s: float, end_s: float) -> FloatArray:
+    """What was sampled in a window; in one that is too short for that, close to it.
+
+    Nothing, if sampling ended within it by an error.
+    """
     found = tape.series.get(name, Series())
-    at_s = np.array(found.at_s)
-    return np.array(found.values)[(at_s >= start_s) & (at_s <= end_s)]
+    at_s, values = np.array(found.at_s), np.array(found.values)
+    if found.error and (not len(at_s) or at_s[-1] < end_s - _LATE_S):
+        return values[:0]
+    inside = (at_s >= start_s) & (at_s <= end_s)
+    if not inside.any():
+        inside = (at_s >= start_s - _CLOSE_S) & (at_s <= end_s + _CLOSE_S)
+    return values[inside]
+
+
+def _why_not(tape: Tape, name: str) -> str:
+    found = tape.series.get(name, Series())
+    return tape.error or found.error or "not sampled within the window"
 
 
 def _part_with(reasons: FloatArray, bits: int) -> float:
@@ -143,17 +192,16 @@ def _part_with(reasons: FloatArray, bits: int) -> float:
     return float(np.mean((reasons.astype(np.int64) & bits) != 0))
 
 
-def _mean(at_s: FloatArray, values: FloatArray, start_s: float, end_s: float) -> float:
-    return float(values[(at_s >= start_s) & (at_s <= end_s)].mean())
+def _mean(values: FloatArray) -> float:
+    return float(values.mean())
 
 
-def _largest(at_s: FloatArray, values: FloatArray, start_s: float, end_s: float) -> float:
-    return float(values[(at_s >= start_s) & (at_s <= end_s)].max())
+def _largest(values: FloatArray) -> float:
+    return float(values.max())
 
 
-def _held_back(at_s: FloatArray, values: FloatArray, start_s: float, end_s: float) -> float:
-    inside = values[(at_s >= start_s) & (at_s <= end_s)]
-    return _part_with(inside, sum(_SLOWED) | sum(_HELD))
+def _held_back(values: FloatArray) -> float:
+    return _part_with(values, sum(_SLOWED) | sum(_HELD))
 
 
 def _counted(at_s: FloatArray, values: FloatArray, start_s: float, end_s: float) -> float:
@@ -178,47 +226,48 @@ def _integral(at_s: FloatArray, values: FloatArray, start_s: float, end_s: float
 
 _FIGURES = (
     _Figure(
-        name="energy", unit="J", series="energy_j", value=_counted, is_energy=True,
+        name="energy", unit="J", series="energy_j", growth=_counted,
         note="of the whole device over the window, by its own counter",
     ),
     _Figure(
-        name="energy_integral", unit="J", series="power_w", value=_integral, is_energy=True,
+        name="energy_integral", unit="J", series="power_w", growth=_integral,
         note="of the whole device over the window, power integrated",
     ),
     _Figure(
-        name="power", unit="W", series="power_w", value=_mean,
-        note="mean of the window, of the whole device",
+        name="power", unit="W", series="power_w", level=_mean,
+        note="mean of the window, of the whole device; each figure is the driver's own mean of "
+        "up to a second before",
     ),
     _Figure(
-        name="nvml_memory_used", unit="bytes", series="memory_used_bytes", value=_largest,
+        name="nvml_memory_used", unit="bytes", series="memory_used_bytes", level=_largest,
         note="most that was in use on the whole device, by anyone",
     ),
     _Figure(
-        name="gpu_utilisation", unit="fraction", series="utilisation", value=_mean,
+        name="gpu_utilisation", unit="fraction", series="utilisation", level=_mean,
         note="of the time some kernel ran, however small; not how well the device is used",
     ),
     _Figure(
-        name="sm_clock", unit="MHz", series="sm_clock_mhz", value=_mean,
+        name="sm_clock", unit="MHz", series="sm_clock_mhz", level=_mean,
         note="mean of the window",
     ),
     _Figure(
-        name="memory_clock", unit="MHz", series="memory_clock_mhz", value=_mean,
+        name="memory_clock", unit="MHz", series="memory_clock_mhz", level=_mean,
         note="mean of the window",
     ),
     _Figure(
-        name="clocks_held_back", unit="fraction", series="clock_reasons", value=_held_back,
+        name="clocks_held_back", unit="fraction", series="clock_reasons", level=_held_back,
         note="of the time something kept clocks from rising: a power cap, heat, or settings",
     ),
     _Figure(
-        name="gpu_temperature", unit="°C", series="temperature_c", value=_largest,
+        name="gpu_temperature", unit="°C", series="temperature_c", level=_largest,
         note="highest of the window",
     ),
     _Figure(
-        name="pcie_sent", unit="bytes/s", series="pcie_tx_bytes_per_s", value=_mean,
+        name="pcie_sent", unit="bytes/s", series="pcie_tx_bytes_per_s", level=_mean,
         note="mean of moments of 20 ms, from the device",
     ),
     _Figure(
-        name="pcie_received", unit="bytes/s", series="pcie_rx_bytes_per_s", value=_mean,
+        name="pcie_received", unit="bytes/s", series="pcie_rx_bytes_per_s", level=_mean,
         note="mean of moments of 20 ms, to the device",
     ),
 )  # fmt: skip

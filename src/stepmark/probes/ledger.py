@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -43,36 +44,63 @@ class HeldMemory(Callback):
         self._saved: dict[int, int] = {}
         self._most_saved_bytes = 0
         self._gradients_bytes = 0
+        self._peak = _Peak(phase="", allocated_bytes=-1, has_activations=True, has_gradients=True)
+        self._reserved_bytes: int | None = None
 
     def watching(self) -> AbstractContextManager[Any]:
-        """While it is open, what is saved for backward counts; begins a new period of peaks."""
-        self._device.reset_peaks()
+        """While it is open, what is saved for backward counts."""
         return saved_tensors_hooks(self._note, lambda tensor: tensor)
 
     def on_transfer(self) -> None:
         """See `Callback`: a forward begins."""
         self._saved.clear()
+        self._device.reset_peaks()
 
     def on_forward(self) -> None:
         """See `Callback`."""
         self._most_saved_bytes = max(self._most_saved_bytes, sum(self._saved.values()))
+        self._end_phase("forward", has_activations=True)
 
     def on_backward(self) -> None:
         """See `Callback`."""
+        self._end_phase("backward", has_activations=True)
         self._gradients_bytes = _bytes(
             p.grad for p in self._model.parameters() if p.grad is not None
         )
 
+    def on_step_end(self) -> None:
+        """See `Callback`."""
+        self._end_phase("update", has_activations=False)
+
+    def _end_phase(self, phase: str, *, has_activations: bool) -> None:
+        """Keep the highest peak of all phases; gradients count if they were there before it."""
+        found = self._device.memory()
+        allocated_bytes = found.peak_allocated_bytes
+        if allocated_bytes is not None and allocated_bytes > self._peak.allocated_bytes:
+            self._peak = _Peak(
+                phase=phase,
+                allocated_bytes=allocated_bytes,
+                has_activations=has_activations,
+                has_gradients=self._gradients_bytes > 0,
+            )
+        if found.peak_reserved_bytes is not None:
+            self._reserved_bytes = max(self._reserved_bytes or 0, found.peak_reserved_bytes)
+        self._device.reset_peaks()
+
     def _note(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
-            self._saved[storage.data_ptr()] = storage.nbytes()
+        for part in _dense(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in self._own:
+                self._saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     def holdings(self) -> tuple[Holding, ...]:
         """The ledger, after the step."""
         parameters = list(self._model.parameters())
         state_bytes, reason = predicted_state(parameters, self._make_optimizer)
+        peak = self._peak
+        absent = f"not held at the peak, in {peak.phase}"
+        state = getattr(self._optimizer, "state", {})
         held = [
             Holding(
                 name="parameters",
@@ -88,38 +116,59 @@ class HeldMemory(Callback):
                 name="gradients",
                 predicted_bytes=size_of(p for p in parameters if p.requires_grad),
                 measured_bytes=self._gradients_bytes,
-                note="after the last backward of a step",
+                at_peak=peak.has_gradients,
+                note="" if peak.has_gradients else absent,
             ),
             Holding(
                 name="optimizer state",
                 predicted_bytes=state_bytes,
-                measured_bytes=_bytes(_tensors(self._optimizer.state.values())),
+                measured_bytes=_bytes(_tensors(state.values())),
                 note=reason,
             ),
             Holding(
                 name="activations",
                 predicted_bytes=None,
                 measured_bytes=self._most_saved_bytes,
-                note="saved for backward, the batch included where it is",
+                at_peak=peak.has_activations,
+                note="saved for backward, the batch included where it is"
+                if peak.has_activations
+                else absent,
             ),
         ]
-        return (*held, *self._of_device(sum(h.measured_bytes or 0 for h in held)))
+        return (*held, *self._of_device(sum(h.measured_bytes or 0 for h in held if h.at_peak)))
 
     def _of_device(self, known_bytes: int) -> Iterator[Holding]:
         """What an accelerator's allocator and driver hold beyond that."""
-        peaks = self._device.memory()
-        allocated, reserved = peaks.peak_allocated_bytes, peaks.peak_reserved_bytes
-        if allocated is None or reserved is None:
+        allocated, reserved = self._peak.allocated_bytes, self._reserved_bytes
+        if not self._peak.phase or reserved is None:
             return
         yield _rest(
-            "workspace and the rest", allocated - known_bytes, "of what tensors hold at the peak"
+            "workspace and the rest",
+            allocated - known_bytes,
+            f"of what tensors hold at the peak, in {self._peak.phase}",
         )
         yield _rest("cached", reserved - allocated, "kept by the allocator for later")
-        if peaks.in_use_bytes is not None:
-            yield _rest(
-                "context and others", peaks.in_use_bytes - reserved,
-                "of what is in use on the whole device, by anyone",
-            )  # fmt: skip
+        in_use = self._device.memory().in_use_bytes
+        if in_use is not None:
+            note = "of what is in use on the whole device, by anyone"
+            yield _rest("context and others", in_use - reserved, note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Peak:
+    """When tensors held most, and what was there then.
+
+    Attributes:
+        phase: of the step; empty where the device cannot tell.
+        allocated_bytes: how much it was.
+        has_activations: what is saved for backward was there.
+        has_gradients: gradients were, all of them.
+    """
+
+    phase: str
+    allocated_bytes: int
+    has_activations: bool
+    has_gradients: bool
 
 
 def _rest(name: str, size_bytes: int, note: str) -> Holding:
@@ -136,14 +185,18 @@ def predicted_state(
     ]
     try:
         optimizer = make_optimizer(iter(bare))
+        given = {id(parameter) for parameter in bare}
+        own = [p for group in optimizer.param_groups for p in group["params"]]
+        if any(id(parameter) not in given for parameter in own):
+            return None, "not predicted: it takes other parameters than those it is given"
         for parameter in bare:
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
         optimizer.step()
+        return size_of(_tensors(optimizer.state.values())), ""
     except Exception as error:  # noqa: BLE001 - anybody's optimizer, on a device it never saw
         text = " ".join(str(error).split())[:_LONGEST_REASON]
         return None, f"not predicted: {type(error).__name__}: {text}"
-    return size_of(_tensors(optimizer.state.values())), ""
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
@@ -162,7 +215,15 @@ def size_of(tensors: Iterable[Tensor]) -> int:
     return sum({id(t): t.numel() * t.element_size() for t in tensors}.values())
 
 
+def _dense(tensor: Tensor) -> tuple[Tensor, ...]:
+    """A sparse one, such as an embedding's gradient, is two."""
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        return tensor.indices(), tensor.values()
+    return (tensor,)
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     """Of the storages that they lie in, each once."""
-    storages = [tensor.untyped_storage() for tensor in tensors]
+    storages = [part.untyped_storage() for tensor in tensors for part in _dense(tensor)]
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())

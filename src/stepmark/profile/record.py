@@ -15,12 +15,14 @@ class Holding:
         name: what holds the memory.
         predicted_bytes: known before anything ran; ``None`` where nothing is.
         measured_bytes: found; ``None`` where it cannot be.
+        at_peak: it is there when tensors hold most, and so part of what is allocated then.
         note: what it is, or why it is not known.
     """
 
     name: str
     predicted_bytes: int | None
     measured_bytes: int | None
+    at_peak: bool = True
     note: str = ""
 
 
@@ -39,7 +41,7 @@ class RankProfile:
         profiled_step_s: the mean of these, synchronized at both ends.
         plain_step_s: mean step in the same process before the profiler was started.
         ledger: of memory; what an accelerator has allocated, reserved and in use is the sum of
-            the lines above.
+            the lines above that are there at the peak.
         notes: remarks.
     """
 

@@ -1,13 +1,14 @@
 """From the traces that ranks wrote to a profile."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from stepmark.profile.record import Profile, RankProfile
 from stepmark.scenario import Scenario
 from stepmark.trace import Attribution, attribute, break_down, read_trace
+from stepmark.trace.attribution import Wait
 
 # Of operators, kernels and waits; the trace has all of them.
 _KEPT = 30
@@ -34,10 +35,26 @@ def summarize(
     trace = read_trace(folder / first.trace)
     attribution = attribute(trace)
     if first.stacks:
-        # Stacks make everything longer; what waited, and where, stays.
-        waits = attribute(read_trace(folder / first.stacks)).waits
-        attribution = dataclasses.replace(attribution, waits=waits)
-    return dataclasses.replace(found, total=break_down(trace), attribution=_cut(attribution))
+        with_lines = attribute(read_trace(folder / first.stacks)).waits
+        attribution = dataclasses.replace(
+            attribution, waits=tuple(_with_lines(attribution.waits, with_lines))
+        )
+    total = break_down(trace)
+    if total.device is None and scenario.device == "cuda":
+        blind = "the trace has no work of the device: is another profiler attached to it?"
+        ranks = (dataclasses.replace(first, notes=(*first.notes, blind)), *ranks[1:])
+        found = dataclasses.replace(found, ranks=ranks)
+    return dataclasses.replace(found, total=total, attribution=_cut(attribution))
+
+
+def _with_lines(waits: Sequence[Wait], with_lines: Sequence[Wait]) -> Iterator[Wait]:
+    """Waits with the lines of Python that another trace found; its times are longer, and stay."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for wait in with_lines:
+        lines.setdefault((wait.call, wait.operator), []).append(wait.line)
+    for wait in waits:
+        found = dict.fromkeys(filter(None, lines.get((wait.call, wait.operator), ())))
+        yield dataclasses.replace(wait, line=wait.line or "; ".join(found))
 
 
 def _cut(attribution: Attribution) -> Attribution:

@@ -12,6 +12,8 @@ from stepmark.trace.nesting import Nesting, nest
 LAUNCHES = ("cuda_runtime", "cuda_driver", "hip_runtime")
 # Phases as the profiled loop marks them.
 PHASE = "stepmark:"
+# Where the profiled loop itself waits for the last step's end.
+DRAIN = "stepmark:drain"
 OUTSIDE = "(outside of operators)"
 # Calls that return when the device has done what it was asked for.
 _WAITING = (
@@ -236,8 +238,9 @@ def _waits(trace: Trace, nesting: Nesting, inside: BoolArray) -> tuple[Wait, ...
     operator = nesting.nearest(trace.of("cpu_op"))
     line = nesting.nearest(_own_lines(trace))
     calls = [k for k, name in enumerate(trace.names) if name in _WAITING]
+    drained = nesting.nearest(trace.named(DRAIN)) >= 0
     found: dict[tuple[str, str, str], list[int]] = {}
-    for event in np.flatnonzero(inside & np.isin(trace.name, calls)).tolist():
+    for event in np.flatnonzero(inside & np.isin(trace.name, calls) & ~drained).tolist():
         key = tuple(
             "" if k < 0 else trace.names[trace.name[k]]
             for k in (event, _outermost(trace, nesting, operator[event]), line[event])

@@ -59,7 +59,7 @@ def _starved(total: Total, attribution: Attribution) -> list[str]:
     if total.device is None or not attribution.starved_s:
         return []
     part = attribution.starved_s / total.wall_s
-    verdict = ": launch-bound" if part > _STARVED else ""
+    verdict = ": launch-bound, under the profiler" if part > _STARVED else ""
     return [f"{format_percent(part)} of the time the device waited for a launch{verdict}"]
 
 

@@ -97,8 +97,8 @@ def memory(material: Material) -> Sequence[Block]:
     explained = Paragraph(
         text="Medians over repeats. Allocated and reserved are the worst rank's tensors and the "
         "caching allocator's hold on the accelerator; device in use is by anyone. Host is the "
-        "growth over the rank's own start, summed over ranks, with the loader workers' "
-        "proportional share."
+        "growth over the rank's own start, summed over ranks, with what loader workers have to "
+        "themselves."
     )
     return (explained, *blocks) if blocks else ()
 

@@ -46,7 +46,8 @@ def profiled(material: Material) -> Sequence[Block]:
         "exposed communication and copies are what no compute hides, and idle is the rest; on a "
         "CPU compute is operators, and idle is whatever Python and the loader do between them. "
         "The parts sum to the step exactly. Starved is the part in which the accelerator waited "
-        "for a launch: much of it, and the step is bound by the host."
+        "for a launch: much of it, and the step is bound by the host (under the profiler, which "
+        "slows the host down)."
     )
     return (explained, *blocks) if blocks else ()
 
@@ -57,11 +58,10 @@ def ledger(material: Material) -> Sequence[Block]:
     for group, profiles in _groups(material):
         ranks = [(label, profile.ranks[0]) for label, profile, _, _ in profiles]
         names = dict.fromkeys(holding.name for _, rank in ranks for holding in rank.ledger)
-        parts = {name: [float(_measured(rank, name) or 0) for _, rank in ranks] for name in names}
+        parts = {name: [_at_peak(rank, name) for _, rank in ranks] for name in names}
         figure = draw_stacked_bars(
             [label for label, _ in ranks],
-            # What is left over may come out below nothing; the table has it.
-            {name: sizes for name, sizes in parts.items() if any(sizes) and min(sizes) >= 0},
+            {name: sizes for name, sizes in parts.items() if any(sizes)},
             title=group.title,
             quantity="memory",
             unit=(1 << 20, "MiB"),
@@ -86,8 +86,8 @@ def ledger(material: Material) -> Sequence[Block]:
         )
     explained = Paragraph(
         text="Of the first rank, in one step after warm-up. Parameters, gradients and optimizer "
-        "state are predicted from shapes alone; on an accelerator the lines sum to what is "
-        "allocated at the peak, then reserved, then in use on the whole device."
+        "state are predicted from shapes alone; on an accelerator what is held at the peak sums to "
+        "what is allocated then, then reserved, then in use on the whole device."
     )
     return (explained, *blocks) if blocks else ()
 
@@ -163,8 +163,10 @@ def _of_one(
     yield Paragraph(text=f"Trace, for https://ui.perfetto.dev: {profile.ranks[0].trace}")
 
 
-def _measured(rank: RankProfile, name: str) -> int | None:
-    return next((h.measured_bytes for h in rank.ledger if h.name == name), None)
+def _at_peak(rank: RankProfile, name: str) -> float:
+    """For a bar; what is left over may come out below nothing, which the table has."""
+    held = (h.measured_bytes or 0 for h in rank.ledger if h.name == name and h.at_peak)
+    return float(max(0, next(held, 0)))
 
 
 def _short(name: str) -> str:

@@ -43,7 +43,8 @@ def roofline(material: Material) -> Sequence[Block]:
         "bandwidth. FLOP per byte is the step's operations over the least that it must move if no "
         "cache helps. A step is held back by data if it waits for batches in more than "
         f"{percent(_BINDING)} of its time; by compute or memory if that ceiling alone accounts "
-        "for as much; by overhead (launches, Python, small operators) otherwise."
+        "for as much; by neither where both account for less: launches, Python, small operators, "
+        "or more traffic than the least. With autocast the least traffic is not known."
     )
     return (explained, *blocks) if blocks else ()
 
@@ -104,9 +105,16 @@ def binding(result: Result) -> str:
     moved, bandwidth = (
         result.reading_of_any(name) for name in ("least_bytes_per_step", "attainable_memory")
     )
-    memory = moved / bandwidth / step_s if moved and bandwidth else 0.0
+    if fraction >= _BINDING and not (moved and bandwidth):
+        return "compute"
+    if not (moved and bandwidth):
+        return ""
+    memory = moved / bandwidth / step_s
+    if memory > 1:
+        # It moves less, since caches hold much of it.
+        memory = 0.0
     if max(fraction, memory) < _BINDING:
-        return "overhead"
+        return "neither"
     return "compute" if fraction >= memory else "memory"
 
 
