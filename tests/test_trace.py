@@ -21,6 +21,9 @@ MAIN, AUTOGRAD = 1, 2
 _numbers = itertools.count(1)
 
 
+TRACES = Path(__file__).parent / "traces"
+
+
 def event(cat: str, name: str, start_us: float, end_us: float, **args: Any) -> dict[str, Any]:
     """A host event on the main thread; ``thread`` is another one."""
     thread = args.pop("thread", MAIN)
@@ -148,6 +151,52 @@ def test_parts_sum_to_wall_exactly_on_random_traces(seed: int) -> None:
     assert [round(part * 1e9) for part in parts] == expected
     assert sum(round(part * 1e9) for part in parts) == wall_ns
     assert sum(round(s.wall_s * 1e9) for s in total.steps) == wall_ns
+
+
+def swept_us(file: Path, device: int) -> tuple[float, ...]:
+    """Wall, and time by the foremost of kernels, NCCL's kernels and copies: edge by edge."""
+    events = json.loads(gzip.decompress(file.read_bytes()))["traceEvents"]
+    spans = [e for e in events if e.get("ph") == "X"]
+    steps = [
+        e
+        for e in spans
+        if e["name"].startswith("ProfilerStep") and e["cat"].lower() == "user_annotation"
+    ]
+    begin = min(e["ts"] for e in steps or spans)
+    end = max(e["ts"] + e["dur"] for e in steps or spans)
+    edges = []
+    for e in spans:
+        category = e.get("cat", "").lower()
+        if category in ("kernel", "gpu_memcpy", "gpu_memset") and e["args"]["device"] == device:
+            layer = 2 if category != "kernel" else int("nccl" in e["name"].lower())
+            edges += [(e["ts"], layer, 1), (e["ts"] + e["dur"], layer, -1)]
+    totals, open_layers, last = [0.0, 0.0, 0.0, 0.0], [0, 0, 0], begin
+    for at, layer, change in sorted(edges):
+        at = min(max(at, begin), end)
+        owner = next((k for k in range(3) if open_layers[k]), 3)
+        totals[owner] += at - last
+        open_layers[layer] += change
+        last = at
+    totals[3] += end - last
+    return (end - begin, *totals)
+
+
+@pytest.mark.parametrize("name", ["a100_ddp_2rank_nccl_rank0", "alexnet_gpu"])
+def test_real_traces_of_gpus_are_broken_down_as_a_sweep_over_their_edges_does(name: str) -> None:
+    file = TRACES / f"{name}.json.gz"
+    total = break_down(read_trace(file))
+    assert total.device is not None
+    parts = (total.compute_s, total.exposed_comm_s, total.memcpy_s, total.idle_s)
+    found_us = [1e6 * value for value in (total.wall_s, *parts)]
+    assert found_us == pytest.approx(swept_us(file, total.device), abs=0.5)
+    assert total.compute_s > 0
+    assert sum(parts) == pytest.approx(total.wall_s, abs=1e-12)
+
+
+def test_the_trace_of_two_ranks_has_the_parts_that_are_known_of_it() -> None:
+    total = break_down(read_trace(TRACES / "a100_ddp_2rank_nccl_rank0.json.gz"))
+    values = (total.compute_s, total.exposed_comm_s, total.memcpy_s, total.idle_s, total.comm_s)
+    assert [round(1000 * v / total.wall_s) for v in values] == [173, 59, 3, 764, 70]
 
 
 def test_merged_intervals() -> None:
