@@ -154,7 +154,7 @@ def test_the_observer_is_told_of_stages_but_never_inside_a_window() -> None:
         scenario, Plan(steps=10), place, lambda s, rate: told_at.append((s, script.clock.now_s))
     )
     stages = [stage for stage, _ in told_at]
-    measuring = ["measuring steps", "measuring phases", "counting FLOPs"]
+    measuring = ["measuring steps", "measuring phases", "counting operations"]
     assert stages == ["building", "warming up", *measuring]
     at = dict(told_at)
     # Lead-in of one step, then ten, and nothing in between.

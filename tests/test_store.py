@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import random
@@ -30,10 +31,10 @@ from stepmark.scenario import Plan, Precision, Scenario
 from stepmark.store import RunFolder, RunPlan
 from tests.factories import make_result, make_run, make_scenario, save_run
 
-GOLDEN = Path(__file__).parent / "golden" / "result_v1.json"
+GOLDEN_V1, GOLDEN = (Path(__file__).parent / "golden" / f"result_v{n}.json" for n in (1, 2))
 
 # Every field of a result, each with a value of its own. Files of this format are in users' hands:
-# a change here needs a new SCHEMA, a new golden file, and this one still read.
+# a change here needs a new SCHEMA, a new golden file, and the older ones still read.
 RESULT_V1 = Result(
     scenario=Scenario(
         workload="torchvision:resnet18?classes=10",
@@ -124,6 +125,25 @@ RESULT_V1 = Result(
     wall_s=12.25,
     detail="",
 )
+RESULT_V2 = dataclasses.replace(
+    RESULT_V1,
+    ranks=tuple(
+        dataclasses.replace(
+            rank,
+            window=dataclasses.replace(rank.window, began_s=123.5),
+            device_uuid="GPU-01234567-89ab-cdef-0123-456789abcdef",
+            unfit=("the GPU was slowed down (power brake, 50.0 % of the window)",),
+        )
+        for rank in RESULT_V1.ranks
+    ),
+    machine=dataclasses.replace(
+        RESULT_V1.machine,
+        devices=(
+            dataclasses.replace(RESULT_V1.machine.devices[0], power_limits_w=(700,)),
+            *RESULT_V1.machine.devices[1:],
+        ),
+    ),
+)
 
 
 def plan_of(
@@ -144,14 +164,18 @@ def folder(tmp_path: Path) -> RunFolder:
 # --- the format
 
 
-def test_the_golden_file_reads_back_as_exactly_this_result(folder: RunFolder) -> None:
-    written = folder.save(RESULT_V1)
-    written.write_bytes(GOLDEN.read_bytes())
-    assert folder.find(RESULT_V1.scenario, RESULT_V1.repeat) == RESULT_V1
+@pytest.mark.parametrize(
+    ("golden", "result"), [(GOLDEN_V1, RESULT_V1), (GOLDEN, RESULT_V2)], ids=["v1", "v2"]
+)
+def test_the_golden_file_reads_back_as_exactly_this_result(
+    folder: RunFolder, golden: Path, result: Result
+) -> None:
+    folder.save(result).write_bytes(golden.read_bytes())
+    assert folder.find(result.scenario, result.repeat) == result
 
 
 def test_this_result_is_written_as_exactly_the_golden_file(folder: RunFolder) -> None:
-    assert folder.save(RESULT_V1).read_text() == GOLDEN.read_text()
+    assert folder.save(RESULT_V2).read_text() == GOLDEN.read_text()
 
 
 def test_a_result_that_did_not_run_is_read_back_with_its_reason_and_detail(
@@ -203,7 +227,7 @@ def without(name: str) -> str:
         (edited(schema=None), "not a file of this suite"),
         (edited(schema=True), "not a file of this suite"),
         (edited(schema=0), "not a file of this suite"),
-        (edited(schema=2), "format 2 is newer than 1.*; update stepmark to read it"),
+        (edited(schema=3), "format 3 is newer than 2.*; update stepmark to read it"),
         (edited(colour="red"), r"not a result of this suite \(Result: unknown field 'colour'\)"),
         (edited(wall_s="12"), "Result.wall_s: expected float, found str"),
         (edited(repeat=1.0), "Result.repeat: expected int, found float"),
@@ -570,7 +594,7 @@ def test_a_file_without_a_benchmark_of_ours_is_refused_as_such(tmp_path: Path) -
         ('{"benchmarks": [3]}', "not a pytest-benchmark file"),
         ('{"benchmarks": [{"extra_info": null}]}', "not a pytest-benchmark file"),
         ('{"benchmarks": [{"extra_info": {"stepmark": 1}}]}', "not a file of this suite"),
-        ('{"benchmarks": [], "stepmark": {"schema": 2}}', "format 2 is newer than 1"),
+        ('{"benchmarks": [], "stepmark": {"schema": 3}}', "format 3 is newer than 2"),
         ('{"benchmarks": [], "stepmark": {"schema": 1}}', "not a "),
         ('{"benchmarks": [], "stepmark": {"schema": 1, "results": null}}', "not a "),
         ('{"benchmarks": [], "stepmark": {"schema": 1, "results": [{}]}}', "Result: .*missing"),

@@ -7,7 +7,8 @@
 Every file is written beside its final name and renamed, so a reader, or a run that was killed,
 finds whole files only. A pytest-benchmark file saved by this suite is read as a run too.
 
-Format history (`SCHEMA`): 1, first version.
+Format history (`SCHEMA`): 1, first version; 2, when a window began, the device's UUID and power
+limit, why a window is unfit.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from stepmark.scenario import Plan, Scenario
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = 1
+SCHEMA = 2
 INTEGER_COLUMNS = tuple(c for c in COLUMNS if c.endswith("_bytes") or c == "steps")
 RUN_FILE = "run.json"
 PROFILES = "profiles"
