@@ -214,7 +214,7 @@ def test_a_driver_that_does_not_run_is_told() -> None:
         (["nvmlDeviceGetComputeRunningProcesses_v3"], set()),
         (["nvmlDeviceGetTemperatureV"], set()),
     ],
-    ids=str,
+    ids=["old name", "no counter", "old processes", "old temperature"],
 )
 def test_an_old_driver_gives_what_it_has(missing: list[str], lost: set[str]) -> None:
     tape = sampled({"devices": [device()], "missing": missing})[FIRST]
