@@ -162,7 +162,8 @@ def log_ratio(name: str, pair: dict[str, Any], part_of_turns: float = WHOLE) -> 
         if "num_workers" in CLASSES[name][1]:
             turns_us = side["turn_means_us"]
             return float(np.mean(turns_us[: round(part_of_turns * len(turns_us))]))
-        quantiles_us = side["step_quantiles_us"][PARTS_OF_TURNS.index(part_of_turns)]
+        # From the end: the earliest pairs have the first quarter, too.
+        quantiles_us = side["step_quantiles_us"][(HALF, WHOLE).index(part_of_turns) - 2]
         return float(quantiles_us[QUANTILES.index(int(PERCENTILE))])
 
     return math.log(step_us(pair["head"]) / step_us(pair["base"]))
