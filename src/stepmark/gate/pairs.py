@@ -36,8 +36,8 @@ _PAIR_S = 3.0
 _FEWEST_ROUNDS, _MOST_ROUNDS = 8, 40
 
 # glibc hands freed memory back to the system, or not, by what a process did before; getting it
-# again costs page faults. In a CNN these were 0 to 1700 a step, and made the median step 1.7 times as
-# long: more than any change of code to be found, and the same code on both sides.
+# again costs page faults. In a CNN these were 0 to 1700 a step, and made the median step 1.7 times
+# as long: more than any change of code to be found, and the same code on both sides.
 STEADY_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(1 << 40),
     "MALLOC_MMAP_MAX_": "0",
