@@ -520,10 +520,12 @@ def test_a_profile_says_where_steps_went_and_who_waited(tmp_path: Path) -> None:
     assert "mlp.rank0.trace.json.gz" in markdown
 
 
-def test_a_profile_of_a_cpu_has_no_columns_of_a_device(tmp_path: Path) -> None:
-    run = dataclasses.replace(make_run(make_result()), profiles=(make_profile(device=None),))
+@pytest.mark.parametrize(("device", "has_column"), [(0, True), (None, False)], ids=["gpu", "cpu"])
+def test_only_a_device_can_be_starved(tmp_path: Path, device: int | None, has_column: bool) -> None:
+    run = dataclasses.replace(make_run(make_result()), profiles=(make_profile(device=device),))
     _, markdown = rendered(tmp_path, run)
-    assert "starved" not in markdown.split("## What the profiler found")[1].split("## ")[0][900:]
+    (header,) = [r for r in markdown.splitlines() if r.startswith("| scenario | profiled step |")]
+    assert header.endswith("| idle | starved |" if has_column else "| idle |")
 
 
 @pytest.mark.parametrize(

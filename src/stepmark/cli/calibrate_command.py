@@ -51,6 +51,8 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
             machine = runner.machine
             asked = list(_scenarios(_kinds(device, machine), machine))
             display.begin(len(asked))
+            for remark in machine.unfit:
+                display.warn(f"this machine is unfit to measure on: {remark}")
             known = ceilings.load(results, machine)
             measured_at = datetime.now(UTC).isoformat(timespec="seconds")
             for scenario in asked:
@@ -60,7 +62,7 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
                 if ending.outcome is not Outcome.OK:
                     failures.append(f"{scenario.device}: {ending.outcome}: {ending.reason}")
                     continue
-                found += ending.ceilings
+                found += ending.answers[0]
                 now = Ceilings(
                     hardware=machine.hardware,
                     software=machine.software,

@@ -9,6 +9,7 @@ from stepmark import store, suite
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import Display
 from stepmark.columns import aligned
+from stepmark.console import show
 from stepmark.errors import UsageError
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
@@ -79,7 +80,7 @@ def run(
         return INTERRUPTED
     if resume:
         _warn_of_changes(done)
-    print(f"saved: {folder.path}")
+    show(f"saved: {folder.path}\n")
     return int(any(result.outcome not in (Outcome.OK, Outcome.SKIPPED) for result in done))
 
 
@@ -142,13 +143,12 @@ def _resume_command(path: Path) -> str:
 
 def _print_table(results: list[Result]) -> None:
     header = ("scenario", "repeat", "samples/s", "median step", "p99 step", "outcome")
-    for line in aligned(header, map(_cells, results), left=(0, len(header) - 1)):
-        print(line)
+    lines = aligned(header, map(_cells, results), left=(0, len(header) - 1))
     for result in results:
-        for reason in result.unfit:
-            print(f"unfit: {result.scenario.id}, repeat {result.repeat}: {reason}")
-        for note in result.notes:
-            print(f"note: {result.scenario.id}, repeat {result.repeat}: {note}")
+        which = f"{result.scenario.id}, repeat {result.repeat}"
+        lines += [f"unfit: {which}: {reason}" for reason in result.unfit]
+        lines += [f"note: {which}: {note}" for note in result.notes]
+    show("".join(f"{line}\n" for line in lines))
 
 
 def _cells(result: Result) -> tuple[str, ...]:

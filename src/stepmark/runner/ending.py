@@ -3,10 +3,9 @@
 import signal
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from stepmark.ceilings import Ceiling
-from stepmark.profile import RankProfile
-from stepmark.result import Outcome, RankRecord
+from stepmark.result import Outcome
 from stepmark.runner.messages import Ended, Failed, Order, Ready, Turned
 from stepmark.runner.processes import tail
 
@@ -16,7 +15,7 @@ class Progress:
     """What is known of an order.
 
     Attributes:
-        records, profiles, ceilings: of the ranks that are done.
+        answers: of the ranks that are done, what the order asked for.
         failures: of the ranks that ended by an exception.
         begun: a rank was heard of; before that, nothing of the workload was run.
         stage: what a rank did last.
@@ -26,9 +25,7 @@ class Progress:
         ready, turned: what ranks that take turns said last, by rank.
     """
 
-    records: dict[int, RankRecord] = field(default_factory=dict)
-    profiles: dict[int, RankProfile] = field(default_factory=dict)
-    ceilings: dict[int, tuple[Ceiling, ...]] = field(default_factory=dict)
+    answers: dict[int, Any] = field(default_factory=dict)
     failures: list[Failed] = field(default_factory=list)
     begun: bool = False
     stage: str = "starting"
@@ -45,24 +42,22 @@ class Progress:
 
     def is_decided(self, world_size: int) -> bool:
         """Whether the outcome is known, even if processes still run."""
-        return bool(self.failures) or len(self.done) == world_size
-
-    @property
-    def done(self) -> set[int]:
-        """Ranks that have done what they were asked for."""
-        return {*self.records, *self.profiles, *self.ceilings}
+        return bool(self.failures) or len(self.answers) == world_size
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a scenario ended; the fields are those of `Result`."""
+    """How a scenario ended; the fields are those of `Result`.
+
+    Attributes:
+        answers: rank by rank what the order asked for: records, profiles, or ceilings; none unless
+            it is ``ok``.
+    """
 
     outcome: Outcome
     reason: str
     detail: str = ""
-    records: tuple[RankRecord, ...] = ()
-    profiles: tuple[RankProfile, ...] = ()
-    ceilings: tuple[Ceiling, ...] = ()
+    answers: tuple[Any, ...] = ()
 
 
 def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) -> Ending:
@@ -75,11 +70,9 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
         oom_killed: the kernel has killed a process for want of memory meanwhile.
     """
     world_size = order.scenario.world_size
-    if len(progress.done) == world_size:
-        records = tuple(progress.records[rank] for rank in sorted(progress.records))
-        profiles = tuple(progress.profiles[rank] for rank in sorted(progress.profiles))
-        ceilings = progress.ceilings.get(0, ())
-        return Ending(Outcome.OK, "", records=records, profiles=profiles, ceilings=ceilings)
+    if len(progress.answers) == world_size:
+        answers = tuple(progress.answers[rank] for rank in range(world_size))
+        return Ending(Outcome.OK, "", answers=answers)
     logs = _logs(Path(order.folder))
     if progress.stopped and not progress.failures:
         limit = f"{order.plan.timeout:g} s"
@@ -88,7 +81,7 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
     if not progress.stopped:
         # One that failed has spoken, and one that is done, whatever its exit code; who dies
         # silently was killed.
-        spoken = {failure.rank for failure in progress.failures} | progress.done
+        spoken = {failure.rank for failure in progress.failures} | set(progress.answers)
         exit_codes = {} if progress.ended is None else progress.ended.exit_codes
         for rank, code in exit_codes.items():
             if code and int(rank) not in spoken:

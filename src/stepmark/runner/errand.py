@@ -189,11 +189,11 @@ class Errand:
                 if self._watch is not None and message.rank == 0:
                     self._watch(message)
             case Done(record=record):
-                progress.records[record.rank] = record
+                progress.answers[record.rank] = record
             case Profiled(profile=profile):
-                progress.profiles[profile.rank] = profile
+                progress.answers[profile.rank] = profile
             case Calibrated(ceilings=ceilings):
-                progress.ceilings[message.rank] = ceilings
+                progress.answers[message.rank] = ceilings
             case Failed():
                 progress.failures.append(message)
             case Ready():

@@ -4,7 +4,6 @@ It imports no torch, and while a window is measured it sleeps in ``select``.
 """
 
 import atexit
-import dataclasses
 import functools
 import os
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from stepmark import machine, nvml, profile, workloads
+from stepmark import ceilings, machine, nvml, profile, workloads
 from stepmark.errors import UsageError
 from stepmark.fingerprint import Commit, Machine
 from stepmark.profile import Profile
@@ -97,13 +96,14 @@ class Runner:
         """
         with self._turn:
             done = self._carry_out(scenario, plan)
+            tapes = self._sampler.cut()
             return Result(
                 scenario=done.scenario,
                 plan=plan,
                 repeat=repeat,
                 outcome=done.ending.outcome,
                 reason=done.ending.reason,
-                ranks=done.ending.records,
+                ranks=nvml.join(done.ending.answers, tapes),
                 machine=self.machine,
                 commit=_commit(Path.cwd()),
                 started_at=done.started_at,
@@ -132,7 +132,7 @@ class Runner:
             outcome=done.ending.outcome,
             reason=done.ending.reason,
             detail=done.ending.detail,
-            ranks=done.ending.profiles,
+            ranks=done.ending.answers,
             started_at=done.started_at,
             wall_s=done.wall_s,
         )
@@ -250,9 +250,6 @@ class Runner:
         try:
             with self.begin(scenario, plan, work=work, profile_to=profile_to) as errand:
                 ending = errand.finish()
-            ending = dataclasses.replace(
-                ending, records=nvml.join(ending.records, self._sampler.cut())
-            )
         except BaseException:
             # Ctrl-C, most likely: nothing of a half-done order may stay behind.
             self.close()
@@ -270,7 +267,8 @@ def measure(scenario: Scenario, plan: Plan | None = None, *, repeat: int = 0) ->
     """Measure a scenario once, in a fresh process; failures are outcomes, not exceptions.
 
     The first call starts a server that imports torch (some seconds); it serves all later calls
-    and ends with this process.
+    and ends with this process. What 'stepmark calibrate' kept in ``results`` here, the result is
+    held against.
 
     Args:
         scenario: what to measure.
@@ -281,6 +279,7 @@ def measure(scenario: Scenario, plan: Plan | None = None, *, repeat: int = 0) ->
         UsageError: the workload does not exist, or the plan asks for repeats: call `measure`
             once for each and compare the results.
         RunnerError: no process can be started.
+        StoreError: what was calibrated cannot be read.
     """
     plan = plan or Plan()
     if plan.repeats != 1:
@@ -288,7 +287,9 @@ def measure(scenario: Scenario, plan: Plan | None = None, *, repeat: int = 0) ->
             f"repeats={plan.repeats}: measure() is one fresh process with one Result; call it "
             "once per repeat, or use 'stepmark run --repeats'"
         )
-    return _shared_runner(os.getpid()).run(scenario, plan, repeat=repeat)
+    runner = _shared_runner(os.getpid())
+    known = ceilings.load(Path("results"), runner.machine)
+    return ceilings.attach(runner.run(scenario, plan, repeat=repeat), known)
 
 
 @functools.cache
