@@ -11,18 +11,8 @@ from typing import Any
 
 from stepmark.fingerprint import Commit, DeviceInfo, Machine
 from stepmark.profile import Holding, Profile, RankProfile
-from stepmark.result import (
-    PHASES,
-    EndedBy,
-    Memory,
-    Outcome,
-    Phases,
-    RankRecord,
-    Result,
-    StartUp,
-    WarmUp,
-    Window,
-)
+from stepmark.record import PHASES, EndedBy, Memory, Phases, RankRecord, StartUp, WarmUp, Window
+from stepmark.result import Outcome, Result
 from stepmark.scenario import Plan, Scenario
 from stepmark.store import Run, RunFolder, RunPlan
 from stepmark.trace import Attribution, Breakdown, Total

@@ -13,7 +13,7 @@ from factories import make_machine, make_result, make_scenario
 from stepmark import ceilings
 from stepmark.ceilings import Ceiling, Ceilings, attach, datasheet_peak, merged
 from stepmark.errors import StoreError
-from stepmark.result import Reading
+from stepmark.record import Reading
 from stepmark.scenario import Precision
 from stepmark.store import open_run
 

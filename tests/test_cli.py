@@ -21,7 +21,8 @@ import pytest
 from commands import STEPMARK, environment, git, python, stepmark
 
 from stepmark import __version__
-from stepmark.result import COLUMNS, PHASES
+from stepmark.record import PHASES
+from stepmark.result import COLUMNS
 
 # What the interface promises users, character for character.
 MY_TRAIN = """

@@ -9,7 +9,7 @@ from torch import nn
 
 from stepmark import Workload
 from stepmark.probes.flops import count_work
-from stepmark.result import Reading
+from stepmark.record import Reading
 
 
 class Nothing(torch.utils.data.Dataset[Any]):

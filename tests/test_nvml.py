@@ -20,7 +20,7 @@ from stepmark.nvml import SamplerProcess, Tape, join, power_limit_w, readings, r
 from stepmark.nvml.quantities import TICK_S
 from stepmark.nvml.sampler import Sampler
 from stepmark.nvml.tape import blind
-from stepmark.result import Reading
+from stepmark.record import Reading
 
 FIRST, SECOND = (f"GPU-{n}{n}-0000-0000-0000-000000000000" for n in ("1111", "2222"))
 INSTANCE = "MIG-33333333-0000-0000-0000-000000000000"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stepmark import report
+from stepmark.record import EndedBy, Reading, WarmUp
 from stepmark.report.blocks import Findings, Plot, Table
 from stepmark.report.cells import Group
 from stepmark.report.contrast import Verdict, contrast
@@ -21,7 +22,7 @@ from stepmark.report.sections.doubts import doubts
 from stepmark.report.sections.roofline import binding
 from stepmark.report.sections.summary import summary
 from stepmark.report.sections.tables import every_scenario
-from stepmark.result import EndedBy, Outcome, Reading, Result, WarmUp
+from stepmark.result import Outcome, Result
 from stepmark.scenario import Scenario, matrix
 from stepmark.store import Run
 from tests.factories import (

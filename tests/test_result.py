@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from stepmark.result import COLUMNS, PHASES, Outcome, Phases, Reading, Result, StartUp
+from stepmark.record import PHASES, Phases, Reading, StartUp
+from stepmark.result import COLUMNS, Outcome, Result
 from tests.factories import (
     MIB,
     make_memory,

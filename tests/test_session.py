@@ -10,7 +10,7 @@ from scripted_workload import Script
 from stepmark import Plan, Scenario, session
 from stepmark.devices.scripted import ScriptedDevice
 from stepmark.place import Place
-from stepmark.result import EndedBy, RankRecord
+from stepmark.record import EndedBy, RankRecord
 
 
 @pytest.fixture(autouse=True)

@@ -14,19 +14,8 @@ import pytest
 from stepmark import store
 from stepmark.errors import StepmarkError, StoreError, UsageError
 from stepmark.fingerprint import Commit, DeviceInfo, Machine
-from stepmark.result import (
-    COLUMNS,
-    EndedBy,
-    Memory,
-    Outcome,
-    Phases,
-    RankRecord,
-    Reading,
-    Result,
-    StartUp,
-    WarmUp,
-    Window,
-)
+from stepmark.record import EndedBy, Memory, Phases, RankRecord, Reading, StartUp, WarmUp, Window
+from stepmark.result import COLUMNS, Outcome, Result
 from stepmark.scenario import Plan, Precision, Scenario
 from stepmark.store import RunFolder, RunPlan
 from tests.factories import make_result, make_run, make_scenario, save_run
@@ -228,7 +217,7 @@ def without(name: str) -> str:
         (edited(schema=True), "not a file of this suite"),
         (edited(schema=0), "not a file of this suite"),
         (edited(schema=3), "format 3 is newer than 2.*; update stepmark to read it"),
-        (edited(colour="red"), r"not a result of this suite \(Result: unknown field 'colour'\)"),
+        (edited(colour="red"), r"not a file of this suite \(Result: unknown field 'colour'\)"),
         (edited(wall_s="12"), "Result.wall_s: expected float, found str"),
         (edited(repeat=1.0), "Result.repeat: expected int, found float"),
         (edited(outcome="fine"), "Result.outcome: 'fine' is none of"),
@@ -258,7 +247,7 @@ def test_bytes_that_are_no_text_are_refused(folder: RunFolder) -> None:
 
 def test_a_result_in_place_of_a_plan_is_refused(folder: RunFolder) -> None:
     (folder.path / "run.json").write_text(GOLDEN.read_text())
-    with pytest.raises(StoreError, match=r"run\.json: not a result of this suite \(RunPlan: "):
+    with pytest.raises(StoreError, match=r"run\.json: not a file of this suite \(RunPlan: "):
         RunFolder.reopen(folder.path.parent, "run")
 
 
@@ -290,10 +279,10 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_nothing_else(tmp_pa
     path = tmp_path / "x.json"
     store.write_text(path, "old")
     code = (
-        "import resource, sys; from pathlib import Path; from stepmark import store\n"
+        "import resource, sys; from pathlib import Path; from stepmark import errors, store\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try: store.write_text(Path(sys.argv[1]), 'x' * 5000)\n"
-        "except store.StoreError as error: print(error)"
+        "except errors.StoreError as error: print(error)"
     )
     process = subprocess.run(
         [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True

@@ -2,7 +2,7 @@
 
 import pytest
 
-from stepmark.result import EndedBy
+from stepmark.record import EndedBy
 from stepmark.windows import Budget, Stretch, settled, stretch_steps
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from stepmark import known
 from stepmark.fingerprint import Machine
-from stepmark.result import Reading, Result
+from stepmark.record import Reading
+from stepmark.result import Result
 from stepmark.scenario import Scenario
 
 FOLDER = "ceilings"

@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from stepmark import store
-from stepmark.codec import DecodeError, decode, encode
 from stepmark.errors import StoreError
 from stepmark.fingerprint import Machine
+from stepmark.store import files
 
 T = TypeVar("T")
 
@@ -32,14 +31,7 @@ def load(kind: type[T], results: Path, folder: str, machine: Machine, remedy: st
     path = _path(results, folder, machine)
     if not path.exists():
         return None
-    try:
-        return decode(kind, json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
-    except (DecodeError, ValueError) as error:
-        raise StoreError(
-            f"{path}: not a file of this suite ({error}); remove it, and {remedy}"
-        ) from None
+    return files.read(path, kind, f"remove it, and {remedy}")
 
 
 def save(value: Any, results: Path, folder: str, machine: Machine) -> Path:
@@ -53,7 +45,7 @@ def save(value: Any, results: Path, folder: str, machine: Machine) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{path.parent}: cannot be made ({error.strerror})") from None
-    store.write_text(path, json.dumps(encode(value), indent=2, allow_nan=False) + "\n")
+    files.write(path, value)
     return path
 
 

@@ -12,7 +12,7 @@ from stepmark.loop import Callback, Training, train
 from stepmark.place import Place
 from stepmark.probes.scaler import AppliedSteps
 from stepmark.probes.timing import PhaseMarks, StepMarks
-from stepmark.result import EndedBy, Phases, Reading, WarmUp, Window
+from stepmark.record import EndedBy, Phases, Reading, WarmUp, Window
 from stepmark.scenario import Plan, Scenario
 from stepmark.windows import Budget, Stretch, settled, stretch_steps
 

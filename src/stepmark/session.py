@@ -23,7 +23,7 @@ from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group
 from stepmark.probes.flops import count_work, on_meta
 from stepmark.probes.memory import HostMemory, swapped_bytes, workers_bytes
-from stepmark.result import Memory, RankRecord, Reading, StartUp, WarmUp, Window
+from stepmark.record import Memory, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.scenario import Plan, Precision, Scenario
 from stepmark.switches import Switches
 from stepmark.units import format_bytes

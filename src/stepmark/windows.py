@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from stepmark.result import EndedBy
+from stepmark.record import EndedBy
 
 # Two neighbouring stretches of warm-up whose mean steps differ by less count as settled. Within
 # one process, stretches of a steady loop agree far better; while caches, clocks and allocators

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from stepmark.nvml.tape import Tape, blind, readings, unfit
-from stepmark.result import RankRecord
+from stepmark.record import RankRecord
 
 
 def join(ranks: Sequence[RankRecord], tapes: Mapping[str, Tape]) -> tuple[RankRecord, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from stepmark.result import Reading
+from stepmark.record import Reading
 from stepmark.stats import FloatArray
 from stepmark.units import format_percent
 

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from stepmark.probes.ledger import predicted_state, size_of
-from stepmark.result import Reading
+from stepmark.record import Reading
 from stepmark.scenario import Scenario
 from stepmark.workload import Workload
 

@@ -4,7 +4,7 @@ import time
 
 from stepmark.devices import Marks
 from stepmark.loop import Callback
-from stepmark.result import Phases
+from stepmark.record import Phases
 
 
 class StepMarks(Callback):

@@ -8,13 +8,13 @@ fast one.
 
 from collections.abc import Iterator
 
+from stepmark.record import PHASES
 from stepmark.report.axis_findings import axis_findings
 from stepmark.report.blocks import Finding
 from stepmark.report.cells import AXES, SETTING, Cell, Group, axis_default
 from stepmark.report.contrast import THROUGHPUT, contrast
 from stepmark.report.material import Material
 from stepmark.report.wording import axis_words, from_to, listed, percent, sentence
-from stepmark.result import PHASES
 from stepmark.units import format_rate, format_seconds
 
 # From this share on, waiting for data is worth a sentence; from one half on it is the bottleneck.

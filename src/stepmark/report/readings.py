@@ -3,8 +3,8 @@
 import statistics
 from collections.abc import Callable, Iterable
 
+from stepmark.record import Reading
 from stepmark.report.cells import Cell
-from stepmark.result import Reading
 from stepmark.units import format_bytes, format_flops, format_percent, format_rate, format_seconds
 
 _WRITERS: dict[str, Callable[[float], str]] = {

@@ -21,7 +21,8 @@ from stepmark.ceilings import Ceiling
 from stepmark.codec import DecodeError, decode, encode
 from stepmark.fingerprint import DeviceInfo
 from stepmark.profile import RankProfile
-from stepmark.result import Outcome, RankRecord
+from stepmark.record import RankRecord
+from stepmark.result import Outcome
 from stepmark.scenario import Plan, Scenario
 
 # To be raised with every change of a message, but for fields that have a default, which are left

@@ -3,13 +3,13 @@
 import statistics
 from collections.abc import Callable, Sequence
 
+from stepmark.record import PHASES, StartUp
 from stepmark.report.blocks import Block, Paragraph, Plot, Table
 from stepmark.report.cells import Cell, Group
 from stepmark.report.drawing import chunks, draw_grouped_bars, draw_stacked_bars
 from stepmark.report.material import Material
 from stepmark.report.readings import EPOCH_TURN, median_of
 from stepmark.report.wording import known, percent
-from stepmark.result import PHASES, StartUp
 from stepmark.units import format_bytes, format_seconds
 
 # As many bars as one image carries with readable labels.

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from stepmark.fingerprint import Commit, Machine
+from stepmark.record import RankRecord
 from stepmark.report.blocks import Block, Code, Heading, Paragraph, Table
 from stepmark.report.cells import AXES, axis_default, axis_key
 from stepmark.report.material import Material
 from stepmark.report.wording import EMPTY, count, from_to, listed
-from stepmark.result import RankRecord, Result
+from stepmark.result import Result
 from stepmark.scenario import Plan, Scenario
 from stepmark.store import Run
 from stepmark.units import format_bytes, format_seconds

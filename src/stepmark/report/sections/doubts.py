@@ -4,12 +4,13 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from stepmark.record import EndedBy, RankRecord
 from stepmark.report.blocks import Block, Finding, Findings, Paragraph
 from stepmark.report.cells import Cell
 from stepmark.report.contrast import SINGLE_PROCESS_BAND, THROUGHPUT
 from stepmark.report.material import Material
 from stepmark.report.wording import count, listed, percent, sentence
-from stepmark.result import EndedBy, RankRecord, Result
+from stepmark.result import Result
 
 _LARGEST_OBSERVER_EFFECT = 0.05
 _FEWEST_STEPS = 10

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Sequence
 from functools import partial
 
+from stepmark.record import PHASES
 from stepmark.report.blocks import Block, Code, Finding, Findings, Heading, Paragraph, Table
 from stepmark.report.cells import Cell
 from stepmark.report.material import Failure, Material
@@ -16,7 +17,7 @@ from stepmark.report.readings import (
     write_value,
 )
 from stepmark.report.wording import EMPTY, from_to, known, spanned
-from stepmark.result import COLUMNS, PHASES, Outcome
+from stepmark.result import COLUMNS, Outcome
 from stepmark.units import format_rate, format_seconds
 
 # Columns of the flat table that other sections show; any other one is shown as a reading.

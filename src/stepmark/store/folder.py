@@ -1,0 +1,103 @@
+"""A run being written."""
+
+import tempfile
+from pathlib import Path
+
+from stepmark.errors import StoreError, UsageError
+from stepmark.profile import Profile
+from stepmark.result import Result
+from stepmark.scenario import Scenario
+from stepmark.store.files import read, write
+from stepmark.store.names import check_name, file_name, unused_path
+from stepmark.store.reading import LOST_PLAN, LOST_RESULT, known_runs
+from stepmark.store.run import PROFILES, RUN_FILE, RunPlan
+
+
+class RunFolder:
+    """A run being written: `create` or `reopen` it, then `save` results as they come."""
+
+    def __init__(self, path: Path, planned: RunPlan) -> None:
+        self.path = path
+        self.planned = planned
+
+    @classmethod
+    def create(cls, results: Path, name: str, planned: RunPlan) -> "RunFolder":
+        """Start a run.
+
+        Raises:
+            UsageError: the name is no file name, or is taken.
+            StoreError: the folder cannot be written.
+        """
+        path = unused_path(results, name)
+        try:
+            # Whole or not at all: a folder without its plan could be neither resumed nor reused.
+            with tempfile.TemporaryDirectory(dir=results, prefix=".") as temporary:
+                begun = Path(temporary) / name
+                begun.mkdir()
+                write(begun / RUN_FILE, planned)
+                begun.rename(path)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be created ({error.strerror})") from None
+        return cls(path, planned)
+
+    @classmethod
+    def reopen(cls, results: Path, name: str) -> "RunFolder":
+        """Go on with an interrupted run.
+
+        Raises:
+            UsageError: there is no such run.
+            StoreError: its plan cannot be read.
+        """
+        path = results / check_name(name)
+        if not (path / RUN_FILE).is_file():
+            raise UsageError(f"{path}: no run to resume; runs here: {known_runs(results)}")
+        planned = read(path / RUN_FILE, RunPlan, LOST_PLAN)
+        for half_written in path.glob(".*.tmp"):
+            half_written.unlink(missing_ok=True)
+        return cls(path, planned)
+
+    def save(self, result: Result) -> Path:
+        """Write one result at once.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        path = self._file(result.scenario.id, result.repeat)
+        write(path, result)
+        return path
+
+    def find(self, scenario: Scenario, repeat: int) -> Result | None:
+        """The saved result of a scenario and repeat, if there is one.
+
+        Raises:
+            StoreError: the file is there and cannot be read.
+        """
+        path = self._file(scenario.id, repeat)
+        return read(path, Result, LOST_RESULT) if path.exists() else None
+
+    def profile_prefix(self, scenario: Scenario) -> Path:
+        """How the files of a scenario's profile begin; makes their folder.
+
+        Raises:
+            StoreError: it cannot be made.
+        """
+        folder = self.path / PROFILES
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from None
+        return folder / file_name(scenario.id)
+
+    def save_profile(self, profile: Profile) -> Path:
+        """Write one profile at once.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        prefix = self.profile_prefix(profile.scenario)
+        path = prefix.with_name(f"{prefix.name}.json")
+        write(path, profile)
+        return path
+
+    def _file(self, scenario_id: str, repeat: int) -> Path:
+        return self.path / f"{file_name(scenario_id)}.r{repeat}.json"

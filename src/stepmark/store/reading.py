@@ -1,0 +1,98 @@
+"""Runs read back: by name, by folder, or from pytest-benchmark's file."""
+
+import contextlib
+from pathlib import Path
+
+from stepmark.errors import StoreError, UsageError
+from stepmark.profile import Profile
+from stepmark.result import Result
+from stepmark.store.files import read
+from stepmark.store.foreign import read_pytest_benchmark
+from stepmark.store.run import PROFILES, RUN_FILE, Run, RunPlan
+
+# As many names of runs as a message can hold and still be read.
+SHOWN_RUNS = 5
+# What to do about a file that is damaged.
+LOST_PLAN = "so the run cannot be read; measure it again under another name"
+LOST_RESULT = "delete it, then measure it again with --resume"
+LOST_PROFILE = "delete it, then profile again"
+
+
+def run_names(results: Path) -> list[str]:
+    """Names of the runs in a results folder, oldest first; those that cannot be read left out."""
+    begun: dict[str, str] = {}
+    for path in results.glob(f"*/{RUN_FILE}"):
+        # One damaged run shall not hide the others; opening it says what is wrong.
+        with contextlib.suppress(StoreError):
+            # Not by the file's time: a clone or a copy gives an old run a new one.
+            begun[path.parent.name] = read(path, RunPlan, LOST_PLAN).created_at
+    return sorted(begun, key=lambda name: (begun[name], name))
+
+
+def open_run(run: str, results: Path) -> Run:
+    """Read a run by name, folder, or pytest-benchmark file.
+
+    Raises:
+        UsageError: there is no such run, or it holds no results.
+        StoreError: a file of it cannot be read.
+    """
+    for path in (Path(run), results / run):
+        if _is_file(path):
+            return read_pytest_benchmark(path)
+        if _is_file(path / RUN_FILE):
+            return _read_folder(path)
+    raise UsageError(
+        f"{run!r}: no such run; give a name under {results}/ ({known_runs(results)}), a run's "
+        "folder, or a pytest-benchmark file saved by this suite"
+    )
+
+
+def latest_run(results: Path) -> Run:
+    """The run that was begun last.
+
+    Raises:
+        UsageError: there is none.
+        StoreError: a file of it cannot be read.
+    """
+    names = run_names(results)
+    if not names:
+        raise UsageError(f"{results}: holds no run yet; measure one with 'stepmark run'")
+    return open_run(names[-1], results)
+
+
+def known_runs(results: Path) -> str:
+    newest_first = run_names(results)[::-1]
+    more = ["..."] if len(newest_first) > SHOWN_RUNS else []
+    return ", ".join(newest_first[:SHOWN_RUNS] + more) or "none"
+
+
+def _read_folder(path: Path) -> Run:
+    planned = read(path / RUN_FILE, RunPlan, LOST_PLAN)
+    files = [p for p in path.glob("*.json") if p.name != RUN_FILE and not p.name.startswith(".")]
+    results = [read(file, Result, LOST_RESULT) for file in files]
+    results.sort(key=lambda r: (r.started_at, r.scenario.id, r.repeat))
+    done = {(result.scenario.id, result.repeat) for result in results}
+    wanted = ((s.id, r) for r in range(planned.plan.repeats) for s in planned.scenarios)
+    missing = tuple(pair for pair in wanted if pair not in done)
+    if not results:
+        raise UsageError(f"{path}: the run holds no results yet; resume it with --resume")
+    profiles = [
+        read(file, Profile, LOST_PROFILE)
+        for file in (path / PROFILES).glob("*.json")
+        if not file.name.startswith(".")
+    ]
+    return Run(
+        name=path.name,
+        path=path,
+        results=tuple(results),
+        profiles=tuple(sorted(profiles, key=lambda profile: profile.started_at)),
+        by_pytest=not planned.scenarios,
+        missing=missing,
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # whoever gave it meant no file: it is too long for a name
+        return False

@@ -1,0 +1,67 @@
+"""What a run is: what it set out to measure, and what of it was measured."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stepmark.profile import Profile
+from stepmark.result import COLUMNS, Result
+from stepmark.scenario import Plan, Scenario
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RUN_FILE = "run.json"
+PROFILES = "profiles"
+INTEGER_COLUMNS = tuple(c for c in COLUMNS if c.endswith("_bytes") or c == "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What a run set out to measure.
+
+    Attributes:
+        created_at: ISO 8601 with time zone.
+        plan: how long each scenario is measured.
+        scenarios: in measuring order; the plan's repeats multiply them. Empty for a run whose
+            scenarios are only known one by one (pytest).
+    """
+
+    created_at: str
+    plan: Plan
+    scenarios: tuple[Scenario, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A saved run, read back.
+
+    Attributes:
+        name: the folder's name, or the file's stem.
+        path: where it was read from.
+        results: in the order in which they were measured.
+        profiles: of scenarios that were profiled.
+        by_pytest: its scenarios came from tests, which alone can measure it again whole.
+        missing: planned scenario ids and repeats without a result: the run was interrupted.
+    """
+
+    name: str
+    path: Path
+    results: tuple[Result, ...]
+    profiles: tuple[Profile, ...] = ()
+    by_pytest: bool = False
+    missing: tuple[tuple[str, int], ...] = ()
+
+    def table(self) -> "pd.DataFrame":
+        """The flat table: one row per scenario and repeat, columns as in `COLUMNS`."""
+        return table(self.results)
+
+
+def table(results: Iterable[Result]) -> "pd.DataFrame":
+    """The flat table of results; columns as in `COLUMNS`, unknown cells empty."""
+    import pandas as pd
+
+    frame = pd.DataFrame([result.row() for result in results], columns=list(COLUMNS))
+    # Whole numbers stay whole where a cell is empty; NumPy would make them floats.
+    return frame.astype(dict.fromkeys(INTEGER_COLUMNS, "Int64"))
