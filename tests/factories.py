@@ -15,8 +15,9 @@ from stepmark.record import PHASES, EndedBy, Memory, Phases, RankRecord, StartUp
 from stepmark.result import Outcome, Result
 from stepmark.scenario import Plan, Scenario
 from stepmark.store import Run, RunFolder, RunPlan
-from stepmark.trace import Attribution, Breakdown, Total
+from stepmark.trace import Attribution, Breakdown, Timeline, Total
 from stepmark.trace.attribution import Kernel, Operator, Phase, Wait
+from stepmark.trace.timeline import Span
 
 MIB = 1 << 20
 
@@ -239,7 +240,8 @@ def make_profile(scenario: Scenario | None = None, *, device: int | None = 0) ->
         starved_s=0.005,
     )  # fmt: skip
     rank = RankProfile(
-        rank=0, device_name="Example GPU", trace="mlp.rank0.trace.json.gz", stacks="", snapshot="",
+        rank=0, device_name="Example GPU", trace="mlp.rank0.trace.json.gz",
+        detail="mlp.rank0.detail.json.gz", snapshot="",
         num_steps=2, profiled_step_s=0.01, plain_step_s=0.008,
         ledger=(
             Holding(name="parameters", predicted_bytes=4 * MIB, measured_bytes=4 * MIB),
@@ -256,6 +258,11 @@ def make_profile(scenario: Scenario | None = None, *, device: int | None = 0) ->
         started_at="2026-01-02T03:04:06+00:00",
         wall_s=3.0,
         ranks=(rank,),
-        total=total,
+        totals=(total,),
         attribution=attribution,
-    )
+        timeline=Timeline(
+            at_s=(0.0, 0.004, 0.008), allocated_bytes=(40 * MIB, 46 * MIB, 44 * MIB),
+            reserved_bytes=(60 * MIB, 60 * MIB, 60 * MIB), device=device,
+            phases=(Span(name="forward", start_s=0.001, end_s=0.005),),
+        ),
+    )  # fmt: skip

@@ -219,8 +219,53 @@ def test_two_ranks_show_what_exchanging_gradients_exposes(tmp_path: Path) -> Non
     assert found["comm_s"] > 0
     assert found["exposed_comm_s"] > 0
     assert len(found["ranks"]) == 2
-    for rank in found["ranks"]:
-        assert (tmp_path / "results" / "p" / "profiles" / rank["trace"]).is_file()
+    for rank, total in zip(found["ranks"], found["totals"], strict=True):
+        trace = read_trace(tmp_path / "results" / "p" / "profiles" / rank["trace"])
+        assert break_down(trace).wall_s == total["wall_s"]
+        assert total["exposed_comm_s"] > 0
+    shown = stepmark("profile", *MLP, *BRIEF, "--world-size", "2", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    ranks = shown.stdout.split("rank  profiled step")[1].splitlines()[1:3]
+    assert [line.split()[0] for line in ranks] == ["0", "1"]
+
+
+BIG = """
+import torch
+from stepmark import Workload
+class Big(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+    def forward(self, batch):
+        return self.scale * torch.ones(16 << 20)
+def build():
+    return Workload(
+        model=Big(),
+        dataset=torch.utils.data.TensorDataset(torch.zeros(64, 1), torch.zeros(64)),
+        compute_loss=lambda model, batch: model(batch).mean(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+"""
+
+
+def test_memory_over_a_step_has_what_forward_and_backward_hold(tmp_path: Path) -> None:
+    """Forward has 64 MiB of ones and as much of products; backward holds ones and gradients."""
+    (tmp_path / "big.py").write_text(BIG)
+    words = ("--workload", "big.py:build", "--device", "cpu", "--threads", "1")
+    timeline = profiled(tmp_path, *words)["timeline"]
+    levels = dict(zip(timeline["at_s"], timeline["allocated_bytes"], strict=True))
+    forward, backward = (
+        next(p for p in timeline["phases"] if p["name"] == name) for name in ("forward", "backward")
+    )
+
+    def highest(phase: Any) -> int:
+        return max(v for at, v in levels.items() if phase["start_s"] <= at < phase["end_s"])
+
+    mib = 1 << 20
+    assert 128 * mib <= highest(forward) < 130 * mib
+    assert 128 * mib <= highest(backward) < 260 * mib
+    assert list(levels.values())[-1] < mib
+    assert timeline["reserved_bytes"] == []
 
 
 def test_the_text_names_what_to_open(tmp_path: Path) -> None:

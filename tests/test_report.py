@@ -519,6 +519,22 @@ def test_a_profile_says_where_steps_went_and_who_waited(tmp_path: Path) -> None:
     assert "| optimizer state | 8.00 MiB | 8.00 MiB |" in markdown
     assert "| workspace and the rest | — | -1.00 MiB |" in markdown
     assert "mlp.rank0.trace.json.gz" in markdown
+    (plot,) = re.findall(r"!\[(Memory over a step: .*)\]\(.*\)", markdown)
+    assert plot.endswith("batch 64")
+
+
+def test_ranks_of_a_profile_stand_beside_each_other(tmp_path: Path) -> None:
+    profile = make_profile(make_scenario(world_size=2))
+    (first,), (total,) = profile.ranks, profile.totals
+    second = dataclasses.replace(first, rank=1, profiled_step_s=0.02)
+    waiting = dataclasses.replace(total, idle_s=0.001, exposed_comm_s=0.01)
+    profile = dataclasses.replace(profile, ranks=(first, second), totals=(total, waiting))
+    run = make_run(make_result(make_scenario(world_size=2)))
+    _, markdown = rendered(tmp_path, dataclasses.replace(run, profiles=(profile,)))
+    rows = [r for r in markdown.splitlines() if re.match(r"\| .*, rank \d \| \d\d\.\d ms", r)]
+    assert [row.split(" | ")[1] for row in rows] == ["10.0 ms", "20.0 ms"]
+    assert rows[0].endswith("| 10 % | 5 % | 45 % | 25 % |")
+    assert rows[1].endswith("| 50 % | 5 % | 5 % | — |"), "whose launches were late is not known"
 
 
 @pytest.mark.parametrize(("device", "has_column"), [(0, True), (None, False)], ids=["gpu", "cpu"])
@@ -526,7 +542,7 @@ def test_only_a_device_can_be_starved(tmp_path: Path, device: int | None, has_co
     run = dataclasses.replace(make_run(make_result()), profiles=(make_profile(device=device),))
     _, markdown = rendered(tmp_path, run)
     (header,) = [r for r in markdown.splitlines() if r.startswith("| scenario | profiled step |")]
-    assert header.endswith("| idle | starved |" if has_column else "| idle |")
+    assert header.endswith("| idle | starved |" if has_column else "| outside of operators |")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,15 @@ import pytest
 from commands import stepmark
 
 from stepmark.errors import StoreError
-from stepmark.trace import Attribution, Breakdown, Trace, attribute, break_down, read_trace
+from stepmark.trace import (
+    Attribution,
+    Breakdown,
+    Trace,
+    attribute,
+    break_down,
+    memory_timeline,
+    read_trace,
+)
 from stepmark.trace.attribution import OUTSIDE
 from stepmark.trace.coverage import Coverage
 from stepmark.trace.events import from_events
@@ -383,3 +391,68 @@ def test_the_command_shows_what_programs_read(tmp_path: Path) -> None:
     refused = stepmark("profile", "--trace", "nope.json", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr == "error: nope.json: cannot be read (No such file or directory)\n"
+
+
+# --- memory over a step
+
+
+def allocation(at_us: float, allocated: int, *, device: int = -1, reserved: int = 0) -> Any:
+    return {
+        "ph": "i", "cat": "cpu_instant_event", "name": "[memory]", "ts": at_us,
+        "args": {
+            "Device Type": int(device >= 0), "Device Id": device,
+            "Total Allocated": allocated, "Total Reserved": reserved, "Bytes": 1,
+        },
+    }  # fmt: skip
+
+
+def test_memory_over_the_last_step_is_the_accelerators_where_there_is_one() -> None:
+    events = [
+        step(0, 0, 100),
+        step(1, 100, 200),
+        event("user_annotation", "stepmark:forward", 110, 150),
+        event("user_annotation", "stepmark:backward", 150, 190),
+        event("user_annotation", "stepmark:drain", 190, 195),
+        event("kernel", "k", 120, 130, device=1),
+        allocation(50, 9999, device=1, reserved=9999),  # of the step before
+        allocation(160, 700, device=1, reserved=2000),
+        allocation(120, 500, device=1, reserved=1000),  # allocators of several threads
+        allocation(130, 8000),
+        allocation(170, 600, device=1, reserved=2000),
+    ]
+    found = memory_timeline(from_events(events))
+    assert found is not None
+    assert found.device == 1
+    assert found.at_s == pytest.approx((20e-6, 60e-6, 70e-6))
+    assert found.allocated_bytes == (500, 700, 600)
+    assert found.reserved_bytes == (1000, 2000, 2000)
+    assert [(p.name, p.start_s, p.end_s) for p in found.phases] == [
+        ("forward", pytest.approx(10e-6), pytest.approx(50e-6)),
+        ("backward", pytest.approx(50e-6), pytest.approx(90e-6)),
+    ]
+    assert (found.peak_bytes, found.peak_phase) == (700, "backward")
+
+
+def test_memory_of_a_host_alone_has_no_reserve_and_keeps_its_peak_when_it_is_thinned() -> None:
+    rng = random.Random(0)
+    levels = [rng.randrange(1000) for _ in range(5000)]
+    levels[3210] = 5000
+    events = [step(0, 0, 5000), *(allocation(k, level) for k, level in enumerate(levels))]
+    found = memory_timeline(from_events(events))
+    assert found is not None
+    assert found.device is None
+    assert found.reserved_bytes == ()
+    assert len(found.at_s) <= 300
+    assert list(found.at_s) == sorted(set(found.at_s))
+    assert (found.peak_bytes, found.peak_phase) == (5000, "other")
+    assert found.at_s[found.allocated_bytes.index(5000)] == pytest.approx(3210e-6)
+    for at_s, level in zip(found.at_s, found.allocated_bytes, strict=True):
+        assert levels[round(at_s * 1e6)] == level
+
+
+def test_a_trace_without_allocations_has_no_timeline() -> None:
+    assert memory_timeline(from_events([])) is None
+    older = allocation(5, 100)
+    del older["args"]["Total Allocated"]  # as profilers before it told the total
+    before = allocation(1, 100)
+    assert memory_timeline(from_events([step(0, 2, 10), older, before])) is None

@@ -21,7 +21,7 @@ from stepmark.trace.attribution import DRAIN, PHASE
 _WARM_UP = 2
 _SECONDS = 0.5
 _FEWEST_STEPS, _MOST_STEPS = 3, 10
-_STEPS_WITH_STACKS = 2
+_STEPS_IN_DETAIL = 2
 _PLAIN_STEPS = 10
 
 
@@ -62,13 +62,14 @@ def profile(
     base = prefix.with_name(f"{prefix.name}.rank{place.rank}")
     progress("profiling", None)
     trace = base.with_name(f"{base.name}.trace.json.gz")
-    profiled_s = _trace(prepared, num_steps, trace, with_stack=False)
-    stacks = snapshot = ""
-    if len(device.activities) > 1:  # not the host alone, which never waits for itself
-        progress("profiling with stacks", None)
-        file = base.with_name(f"{base.name}.stacks.json.gz")
-        _trace(prepared, _STEPS_WITH_STACKS, file, with_stack=True)
-        stacks = file.name
+    profiled_s = _trace(prepared, num_steps, trace)
+    progress("profiling in detail", None)
+    detail = base.with_name(f"{base.name}.detail.json.gz")
+    on_accelerator = len(device.activities) > 1
+    # The host alone never waits for itself.
+    _trace(prepared, _STEPS_IN_DETAIL, detail, with_stack=on_accelerator, profile_memory=True)
+    snapshot = ""
+    if on_accelerator:
         file = base.with_name(f"{base.name}.memory.pickle")
         with device.memory_history(file) as is_recorded:
             train(prepared.training, prepared.batches, range(1))
@@ -78,7 +79,7 @@ def profile(
         rank=place.rank,
         device_name=device.name,
         trace=trace.name,
-        stacks=stacks,
+        detail=detail.name,
         snapshot=snapshot,
         num_steps=num_steps,
         profiled_step_s=profiled_s / num_steps,
@@ -88,8 +89,15 @@ def profile(
     )
 
 
-def _trace(prepared: Prepared, num_steps: int, file: Path, *, with_stack: bool) -> float:
-    """Profile some steps into a file; how long they took."""
+def _trace(
+    prepared: Prepared,
+    num_steps: int,
+    file: Path,
+    *,
+    with_stack: bool = False,
+    profile_memory: bool = False,
+) -> float:
+    """Profile some steps into a file, with these options of the profiler; how long they took."""
     place, training = prepared.place, prepared.training
     device = place.device
     edges_s: list[float] = []
@@ -101,7 +109,7 @@ def _trace(prepared: Prepared, num_steps: int, file: Path, *, with_stack: bool) 
         activities=device.activities,
         schedule=schedule,
         with_stack=with_stack,
-        profile_memory=with_stack,
+        profile_memory=profile_memory,
     ) as profiler:
 
         def on_step() -> None:

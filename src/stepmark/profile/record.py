@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from stepmark.result import Outcome
 from stepmark.scenario import Scenario
-from stepmark.trace import Attribution, Total
+from stepmark.trace import Attribution, Timeline, Total
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,8 @@ class RankProfile:
         rank: its number.
         device_name: the device it ran on.
         trace: name of its chrome trace, in the folder of the profile.
-        stacks: of another one, with Python's stacks, which show where the host waits for an
-            accelerator; empty without one.
+        detail: of another one, of two steps, with allocations; on an accelerator with Python's
+            stacks, too, which show where the host waits for it.
         snapshot: of its memory snapshot; empty where the device has none.
         num_steps: steps in the trace.
         profiled_step_s: the mean of these, synchronized at both ends.
@@ -48,7 +48,7 @@ class RankProfile:
     rank: int
     device_name: str
     trace: str
-    stacks: str
+    detail: str
     snapshot: str
     num_steps: int
     profiled_step_s: float
@@ -72,8 +72,10 @@ class Profile:
         started_at: ISO 8601 with time zone.
         wall_s: how long it took.
         ranks: one of each; empty unless ``ok``.
-        total: where the first rank's steps went; ``None`` unless ``ok``.
-        attribution: whose work they were; its longest lists cut.
+        totals: where each rank's steps went.
+        attribution: whose work the first rank's were, its longest lists cut; ``None`` unless
+            ``ok``.
+        timeline: memory over one of its steps; ``None`` where the trace has no allocations.
     """
 
     scenario: Scenario
@@ -82,6 +84,7 @@ class Profile:
     started_at: str
     wall_s: float
     ranks: tuple[RankProfile, ...] = ()
-    total: Total | None = None
+    totals: tuple[Total, ...] = ()
     attribution: Attribution | None = None
+    timeline: Timeline | None = None
     detail: str = ""

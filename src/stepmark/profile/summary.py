@@ -7,7 +7,7 @@ from typing import Any
 
 from stepmark.profile.record import Profile, RankProfile
 from stepmark.scenario import Scenario
-from stepmark.trace import Attribution, attribute, break_down, read_trace
+from stepmark.trace import Attribution, attribute, break_down, memory_timeline, read_trace
 from stepmark.trace.attribution import Wait
 
 # Of operators, kernels and waits; the trace has all of them.
@@ -31,20 +31,22 @@ def summarize(
     found = Profile(scenario=scenario, ranks=tuple(ranks), **fields)
     if not ranks:
         return found
-    first = ranks[0]
-    trace = read_trace(folder / first.trace)
+    first, *others = ranks
+    trace, detail = (read_trace(folder / name) for name in (first.trace, first.detail))
     attribution = attribute(trace)
-    if first.stacks:
-        with_lines = attribute(read_trace(folder / first.stacks)).waits
-        attribution = dataclasses.replace(
-            attribution, waits=tuple(_with_lines(attribution.waits, with_lines))
-        )
+    waits = _with_lines(attribution.waits, attribute(detail).waits)
+    attribution = dataclasses.replace(attribution, waits=tuple(waits))
     total = break_down(trace)
     if total.device is None and scenario.device == "cuda":
         blind = "the trace has no work of the device: is another profiler attached to it?"
-        ranks = (dataclasses.replace(first, notes=(*first.notes, blind)), *ranks[1:])
-        found = dataclasses.replace(found, ranks=ranks)
-    return dataclasses.replace(found, total=total, attribution=_cut(attribution))
+        first = dataclasses.replace(first, notes=(*first.notes, blind))
+    return dataclasses.replace(
+        found,
+        ranks=(first, *others),
+        totals=(total, *(break_down(read_trace(folder / rank.trace)) for rank in others)),
+        attribution=_cut(attribution),
+        timeline=memory_timeline(detail),
+    )
 
 
 def _with_lines(waits: Sequence[Wait], with_lines: Sequence[Wait]) -> Iterator[Wait]:

@@ -13,6 +13,18 @@ _COMMUNICATION_KERNELS = ("nccl", "rccl", "mscclkernel", "nvshmem")
 # Of what the host does to the same end, with gloo.
 _COMMUNICATION_CALLS = ("gloo:", "c10d::", "nccl:")
 
+_PARTS_OF_DEVICE = {
+    "compute": "compute_s",
+    "exposed communication": "exposed_comm_s",
+    "memory copies": "memcpy_s",
+    "idle": "idle_s",
+}
+_PARTS_OF_HOST = {
+    "compute": "compute_s",
+    "exposed communication": "exposed_comm_s",
+    "outside of operators": "idle_s",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Breakdown:
@@ -46,6 +58,16 @@ class Total(Breakdown):
     steps: tuple[Breakdown, ...]
     device: int | None
     comm_s: float
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """What the parts are called, with their fields.
+
+        A host alone copies nothing to a device, and is not idle while it runs Python.
+        """
+        if self.device is None:
+            return _PARTS_OF_HOST
+        return _PARTS_OF_DEVICE
 
 
 def break_down(trace: Trace) -> Total:

@@ -21,6 +21,26 @@ DEVICE_CATEGORIES = ("kernel", "gpu_memcpy", "gpu_memset")
 STEP = "ProfilerStep#"
 _GZIP_MAGIC = b"\x1f\x8b"
 _NONE = -1
+# As the profiler names an allocation or a release, with ``profile_memory``.
+_ALLOCATION = "[memory]"
+_ON_HOST = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Allocations:
+    """Each time that memory was given out or taken back, in order.
+
+    Attributes:
+        time_ns: as of `Trace`.
+        device: index of the accelerator; -1 on the host.
+        allocated_bytes: that tensors held then; on the host, of what the profiler saw allocated.
+        reserved_bytes: that the caching allocator held; 0 on the host.
+    """
+
+    time_ns: IntArray
+    device: IntArray
+    allocated_bytes: IntArray
+    reserved_bytes: IntArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +51,7 @@ class Trace:
         start_ns, end_ns: from the first event's beginning.
         category, name: of each event, as indices of the next two.
         categories, names: the texts.
+        allocations: of a trace that was recorded with memory; empty ones otherwise.
         thread: index of the host's thread, or the device's stream, that it ran on.
         device: index of the accelerator; -1 on the host.
         correlation: what a launch on the host and its work on the device share; -1 for none.
@@ -45,6 +66,7 @@ class Trace:
     correlation: IntArray
     categories: tuple[str, ...]
     names: tuple[str, ...]
+    allocations: Allocations
 
     def __len__(self) -> int:
         return len(self.start_ns)
@@ -86,14 +108,17 @@ def read_trace(path: Path) -> Trace:
 
 
 def from_events(events: Iterable[Mapping[str, Any]]) -> Trace:
-    """Columns of a chrome trace's events; those without a duration are left out."""
+    """Columns of a chrome trace's events; of those without a duration, allocations alone."""
     categories: dict[str, int] = {}
     names: dict[str, int] = {}
     threads: dict[tuple[Any, Any], int] = {}
     starts: list[float] = []
     durations: list[float] = []
     rows: list[tuple[int, int, int, int, int]] = []
+    allocations: list[Mapping[str, Any]] = []
     for event in events:
+        if event.get("name") == _ALLOCATION and "Total Allocated" in event["args"]:
+            allocations.append(event)
         if event.get("ph") != "X" or "dur" not in event:
             continue
         category = event.get("cat", "").lower()
@@ -112,9 +137,10 @@ def from_events(events: Iterable[Mapping[str, Any]]) -> Trace:
         )
     table = np.array(rows, dtype=np.int64).reshape(-1, 5)
     start_us = np.array(starts, dtype=np.float64)
-    start_ns = np.rint((start_us - start_us.min(initial=np.inf)) * 1000)
+    first_us = start_us.min(initial=np.inf)
+    start_ns = np.rint((start_us - first_us) * 1000)
     # Rounded together, so that an event that ends where another begins still does.
-    end_ns = np.rint((start_us - start_us.min(initial=np.inf) + np.array(durations)) * 1000)
+    end_ns = np.rint((start_us - first_us + np.array(durations)) * 1000)
     order = np.argsort(start_ns, kind="stable")
     category, name, thread, device, correlation = table[order].T
     return Trace(
@@ -127,4 +153,25 @@ def from_events(events: Iterable[Mapping[str, Any]]) -> Trace:
         correlation=correlation,
         categories=tuple(categories),
         names=tuple(names),
+        allocations=_allocations(allocations, first_us),
+    )
+
+
+def _allocations(events: Iterable[Mapping[str, Any]], first_us: float) -> Allocations:
+    rows = []
+    for event in events:
+        said = event["args"]
+        on_host = said["Device Type"] == _ON_HOST
+        rows.append(
+            (
+                round((event["ts"] - first_us) * 1000),
+                _NONE if on_host else int(said["Device Id"]),
+                int(said["Total Allocated"]),
+                0 if on_host else int(said["Total Reserved"]),
+            )
+        )
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    time_ns, device, allocated, reserved = table[np.argsort(table[:, 0], kind="stable")].T
+    return Allocations(
+        time_ns=time_ns, device=device, allocated_bytes=allocated, reserved_bytes=reserved
     )

@@ -11,13 +11,6 @@ from stepmark.units import format_percent, format_seconds
 
 _SHOWN = 10
 _LONGEST_NAME = 70
-_COPIES = "memory copies"
-_PARTS = {
-    "compute": "compute_s",
-    "exposed communication": "exposed_comm_s",
-    _COPIES: "memcpy_s",
-    "idle": "idle_s",
-}
 # From here on the host is what the device waits for.
 _STARVED = 0.3
 
@@ -43,11 +36,8 @@ def as_text(total: Total, attribution: Attribution) -> str:
 
 def _parts(total: Total) -> list[str]:
     device = "host alone" if total.device is None else f"device {total.device}"
-    rows = [(name, *_cells(total, field)) for name, field in {"wall": "wall_s", **_PARTS}.items()]
-    if total.device is None:
-        # What has no device copies nothing to one, and is "idle" while Python runs.
-        rows = [row for row in rows if row[0] != _COPIES]
-        rows[-1] = ("outside of operators", *rows[-1][1:])
+    fields = {"wall": "wall_s", **total.parts}
+    rows = [(name, *_cells(total, field)) for name, field in fields.items()]
     return [
         f"{len(total.steps)} steps, {format_seconds(total.wall_s)}; {device}",
         "",

@@ -1,22 +1,17 @@
 """What the profiler found: where steps went, whose work they were, what held the memory."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from stepmark.profile import Profile, RankProfile
 from stepmark.report.blocks import Block, Finding, Findings, Heading, Paragraph, Plot, Table
 from stepmark.report.cells import Group
-from stepmark.report.drawing import draw_stacked_bars
+from stepmark.report.drawing import draw_stacked_bars, draw_timeline
 from stepmark.report.material import Material
 from stepmark.report.wording import EMPTY, known, percent
-from stepmark.trace import Attribution, Total
+from stepmark.trace import Timeline, Total
 from stepmark.units import format_bytes, format_seconds
 
-_PARTS = {
-    "compute": "compute_s",
-    "exposed communication": "exposed_comm_s",
-    "memory copies": "memcpy_s",
-    "idle": "idle_s",
-}
 _MOST_OPERATORS = 10
 _LONGEST_NAME = 60
 
@@ -25,26 +20,26 @@ def profiled(material: Material) -> Sequence[Block]:
     """Where the steps of profiled scenarios went, and whose work they were."""
     blocks: list[Block] = []
     for group, profiles in _groups(material):
-        labels = [label for label, _, _, _ in profiles]
+        ranks = [rank for label, profile in profiles for rank in _ranks(label, profile)]
         figure = draw_stacked_bars(
-            labels,
+            [rank.label for rank in ranks],
             {
-                name: [getattr(total, field) / len(total.steps) for _, _, total, _ in profiles]
-                for name, field in _PARTS.items()
-                if any(getattr(total, field) for _, _, total, _ in profiles)
+                name: [getattr(rank.total, field) / len(rank.total.steps) for rank in ranks]
+                for name, field in ranks[0].total.parts.items()
+                if any(getattr(rank.total, field) for rank in ranks)
             },
             title=group.title,
             quantity="mean step under the profiler",
         )
         blocks.append(Plot(title=f"Profile: {group.title}", figure=figure, wide=True))
-        blocks.append(_parts_table(group, profiles))
-        for label, profile, total, attribution in profiles:
-            blocks += _of_one(label, profile, total, attribution)
+        blocks.append(_parts_table(group, ranks))
+        for label, profile in profiles:
+            blocks += _of_one(label, profile)
     explained = Paragraph(
         text="From a process of its own under torch.profiler, which slows a step down (profiled "
         "over plain): no throughput comes from here. On an accelerator compute is kernels, "
         "exposed communication and copies are what no compute hides, and idle is the rest; on a "
-        "CPU compute is operators, and idle is whatever Python and the loader do between them. "
+        "CPU compute is operators, and the rest is what Python and the loader do between them. "
         "The parts sum to the step exactly. Starved is the part in which the accelerator waited "
         "for a launch: much of it, and the step is bound by the host (under the profiler, which "
         "slows the host down)."
@@ -56,7 +51,7 @@ def ledger(material: Material) -> Sequence[Block]:
     """Who held the memory of profiled scenarios, predicted and found."""
     blocks: list[Block] = []
     for group, profiles in _groups(material):
-        ranks = [(label, profile.ranks[0]) for label, profile, _, _ in profiles]
+        ranks = [(label, profile.ranks[0]) for label, profile in profiles]
         names = dict.fromkeys(holding.name for _, rank in ranks for holding in rank.ledger)
         parts = {name: [_at_peak(rank, name) for _, rank in ranks] for name in names}
         figure = draw_stacked_bars(
@@ -84,48 +79,86 @@ def ledger(material: Material) -> Sequence[Block]:
         blocks.append(
             Table(header=header, rows=rows, caption=caption, text_columns=words, foldable=True)
         )
+        blocks += [
+            _timeline(group, label, profile.timeline)
+            for label, profile in profiles
+            if profile.timeline is not None
+        ]
     explained = Paragraph(
         text="Of the first rank, in one step after warm-up. Parameters, gradients and optimizer "
         "state are predicted from shapes alone; on an accelerator what is held at the peak sums to "
-        "what is allocated then, then reserved, then in use on the whole device."
+        "what is allocated then, then reserved, then in use on the whole device. Over a step, "
+        "under the profiler: what tensors hold; on a CPU beyond what they held before."
     )
     return (explained, *blocks) if blocks else ()
 
 
-_Profiled = tuple[str, Profile, Total, Attribution]
+@dataclass(frozen=True, kw_only=True)
+class _Rank:
+    """One rank of a profiled scenario.
+
+    Attributes:
+        label: of the scenario, and of the rank if there are several.
+        rank: what it said.
+        total: where its steps went.
+        starved_s: its accelerator waited for a launch; ``None`` where that is not known.
+    """
+
+    label: str
+    rank: RankProfile
+    total: Total
+    starved_s: float | None
 
 
-def _groups(material: Material) -> Iterator[tuple[Group, list[_Profiled]]]:
+def _ranks(label: str, profile: Profile) -> Iterator[_Rank]:
+    assert profile.attribution is not None
+    for rank, total in zip(profile.ranks, profile.totals, strict=True):
+        known_here = rank is profile.ranks[0] and total.device is not None
+        yield _Rank(
+            label=f"{label}, rank {rank.rank}" if len(profile.ranks) > 1 else label,
+            rank=rank,
+            total=total,
+            starved_s=profile.attribution.starved_s if known_here else None,
+        )
+
+
+def _timeline(group: Group, label: str, timeline: Timeline) -> Plot:
+    figure = draw_timeline(timeline, title=f"{group.title}\n{label}")
+    return Plot(title=f"Memory over a step: {group.title}, {label}", figure=figure)
+
+
+def _groups(material: Material) -> Iterator[tuple[Group, list[tuple[str, Profile]]]]:
     """Groups with the profiles of their cells, each with its label."""
     for group in material.groups():
         found = []
         for cell in group.cells:
             profile = material.profile(cell)
-            if profile and profile.ranks and profile.total and profile.attribution:
-                found.append((group.label(cell), profile, profile.total, profile.attribution))
+            if profile and profile.ranks:
+                found.append((group.label(cell), profile))
         if found:
             yield group, found
 
 
-def _parts_table(group: Group, profiles: Sequence[_Profiled]) -> Table:
+def _parts_table(group: Group, ranks: Sequence[_Rank]) -> Table:
+    parts = ranks[0].total.parts
     rows = [
         (
-            label,
-            format_seconds(profile.ranks[0].profiled_step_s),
-            f"{profile.ranks[0].overhead:.2f}×",
-            *(percent(getattr(total, field) / total.wall_s) for field in _PARTS.values()),
-            EMPTY if total.device is None else percent(attribution.starved_s / total.wall_s),
+            found.label,
+            format_seconds(found.rank.profiled_step_s),
+            f"{found.rank.overhead:.2f}×",
+            *(percent(getattr(found.total, f) / found.total.wall_s) for f in parts.values()),
+            EMPTY if found.starved_s is None else percent(found.starved_s / found.total.wall_s),
         )
-        for label, profile, total, attribution in profiles
+        for found in ranks
     ]
-    header = ("scenario", "profiled step", "over plain", *_PARTS, "starved")
+    header = ("scenario", "profiled step", "over plain", *parts, "starved")
     caption = f"{group.title}: shares of a profiled step"
     return Table(header=header, rows=rows, caption=caption, foldable=True).without_empty_columns()
 
 
-def _of_one(
-    label: str, profile: Profile, total: Total, attribution: Attribution
-) -> Iterator[Block]:
+def _of_one(label: str, profile: Profile) -> Iterator[Block]:
+    total, attribution = profile.totals[0], profile.attribution
+    assert attribution is not None
     yield Heading(text=label)
     on_device = total.device is not None
     operators = sorted(
