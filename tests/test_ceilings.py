@@ -3,19 +3,26 @@
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import stepmark
 from factories import make_machine, make_result, make_scenario
+from PIL import Image
+from torch.utils.data import Subset, TensorDataset
+from torchvision.datasets import ImageFolder
 
 from stepmark import ceilings
 from stepmark.ceilings import Ceiling, Ceilings, attach, datasheet_peak, merged
 from stepmark.errors import StoreError
+from stepmark.probes.traffic import count_traffic
 from stepmark.record import Reading
 from stepmark.scenario import Precision
 from stepmark.store import open_run
+from stepmark.workload import Workload
 
 
 def compute(
@@ -77,6 +84,77 @@ def test_cpus_attain_what_as_many_threads_do(
 )
 def test_each_rank_has_a_device_to_itself(axes: dict[str, Any], expected: float) -> None:
     assert CUDA.compute(make_scenario(device="cuda", **axes), 8) == expected
+
+
+def test_more_threads_attain_no_less_than_fewer() -> None:
+    """Of two ceilings that say otherwise one was disturbed."""
+    disturbed = known(compute(100e9, threads=1), compute(80e9, threads=2))
+    assert disturbed.compute(make_scenario(), 2) == 100e9
+    assert disturbed.compute(make_scenario(), 1) == 100e9
+
+
+def limit(name: str, value: float, device: str) -> Ceiling:
+    return Ceiling(name=name, unit="bytes/s", value=value, device=device)
+
+
+def test_copies_gradients_and_files_have_ceilings_of_one_rank() -> None:
+    found = known(
+        limit("h2d_pinned", 50e9, "cuda"), limit("h2d_pageable", 9e9, "cuda"),
+        limit("all_reduce", 4e9, "cuda"), limit("all_reduce", 1e9, "cpu"),
+        limit("jpeg_decode", 3e8, "cpu"),
+    )  # fmt: skip
+    on_gpu = make_scenario(device="cuda", pin_memory=True, world_size=4)
+    assert found.h2d(on_gpu) == 50e9
+    assert found.h2d(make_scenario(device="cuda")) == 9e9
+    assert found.h2d(make_scenario()) is None
+    assert found.all_reduce(on_gpu) == 4e9
+    assert found.all_reduce(make_scenario(device="cuda")) is None, "nothing to exchange"
+    for num_workers, world_size, cores in ((0, 1, 1), (3, 1, 3), (9, 1, 8), (9, 2, 4), (2, 16, 1)):
+        scenario = make_scenario(num_workers=num_workers, world_size=world_size)
+        assert found.jpeg(scenario, num_cpus=8) == cores * 3e8
+
+
+def readings_of(found: Iterable[Reading]) -> dict[str, float | None]:
+    return {reading.name: reading.value for reading in found}
+
+
+def test_what_a_step_moves_is_counted_by_shapes() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(10, 20), torch.nn.Linear(20, 5, bias=False))
+    model[0].weight.requires_grad = False
+    workload = Workload(
+        model=model,
+        dataset=TensorDataset(torch.zeros(64, 10), torch.zeros(64, dtype=torch.int64)),
+        loss_fn=torch.nn.functional.cross_entropy,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    batch = {"x": torch.zeros(8, 10, device="meta"), "y": [torch.zeros(8, dtype=torch.int64)]}
+    assert readings_of(count_traffic(workload, make_scenario(), batch)) == {}
+    scenario = make_scenario(device="cuda", accumulation=3, world_size=2)
+    assert readings_of(count_traffic(workload, scenario, batch)) == {
+        "h2d_bytes_per_step": 3 * (8 * 10 * 4 + 8 * 8),
+        "all_reduce_bytes_per_step": 4 * (20 + 20 * 5),
+    }
+
+
+@pytest.mark.parametrize(("suffix", "expected"), [("jpg", 32 * 3 * 0.5 * (400 + 1600)), ("png", 0)])
+def test_files_of_jpeg_are_known_by_their_headers(
+    tmp_path: Path, suffix: str, expected: float
+) -> None:
+    for number in range(40):
+        path = tmp_path / f"class{number % 2}" / f"{number}.{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        side = 20 if number % 2 else 40
+        Image.new("RGB", (side, side)).save(path)
+    dataset = Subset(ImageFolder(tmp_path), range(40))
+    workload = Workload(
+        model=torch.nn.Linear(1, 1),
+        dataset=dataset,
+        loss_fn=torch.nn.functional.cross_entropy,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    scenario = make_scenario(batch_size=32, accumulation=3)
+    found = readings_of(count_traffic(workload, scenario, ()))
+    assert found == ({"jpeg_pixels_per_step": expected} if expected else {})
 
 
 def test_what_was_not_calibrated_is_not_guessed() -> None:

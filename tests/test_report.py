@@ -11,6 +11,7 @@ import pytest
 
 from stepmark import report
 from stepmark.record import EndedBy, Reading, WarmUp
+from stepmark.report.binding import binding
 from stepmark.report.blocks import Findings, Plot, Table
 from stepmark.report.cells import Group
 from stepmark.report.contrast import Verdict, contrast
@@ -19,7 +20,6 @@ from stepmark.report.material import Material
 from stepmark.report.sections import SECTIONS
 from stepmark.report.sections.breakdown import phases
 from stepmark.report.sections.doubts import doubts
-from stepmark.report.sections.roofline import binding
 from stepmark.report.sections.summary import summary
 from stepmark.report.sections.tables import every_scenario
 from stepmark.result import Outcome, Result
@@ -550,8 +550,8 @@ def test_only_a_device_can_be_starved(tmp_path: Path, device: int | None, has_co
     [
         (3.2e9, 1e8, FED, "compute"),
         (3.2e8, 9e8, FED, "memory"),
-        (3.2e8, 1e8, FED, "neither"),
-        (3.2e8, 5e9, FED, "neither"),  # more than could be moved: caches hold it
+        (3.2e8, 1e8, FED, "none of these"),
+        (3.2e8, 5e9, FED, "none of these"),  # more than could be moved: caches hold it
         (3.2e9, 1e8, WAITING, "data"),
     ],
 )
@@ -565,6 +565,27 @@ def test_the_ceiling_that_holds_a_step_back_is_named(
         for reading in WORK
     )  # fmt: skip
     assert binding(make_result(shares=shares, rank={"readings": readings})) == expected
+
+
+@pytest.mark.parametrize(
+    ("counted", "attainable", "shares", "expected"),
+    [
+        ("h2d_bytes_per_step", "attainable_h2d", FED, "copies"),
+        ("all_reduce_bytes_per_step", "attainable_all_reduce", FED, "all-reduce"),
+        ("jpeg_pixels_per_step", "attainable_jpeg_decode", FED, "JPEG decoding"),
+        ("jpeg_pixels_per_step", "attainable_jpeg_decode", WAITING, "data: JPEG decoding"),
+        ("h2d_bytes_per_step", "attainable_h2d", WAITING, "data"),
+    ],
+)
+def test_copies_gradients_and_files_hold_steps_back_too(
+    counted: str, attainable: str, shares: dict[str, float], expected: str
+) -> None:
+    """As much of it as 45 ms of a step of 64 ms take, and of compute half of it."""
+    work = (
+        Reading(name=counted, unit="bytes", scope="rank", value=45e6),
+        Reading(name=attainable, unit="bytes/s", scope="rank", value=1e9),
+    )
+    assert binding(make_result(shares=shares, rank={"readings": (*WORK, *work)})) == expected
 
 
 @pytest.mark.parametrize(("flops", "expected"), [(3.2e9, "compute"), (3.2e8, "")])

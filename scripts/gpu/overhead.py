@@ -1,10 +1,12 @@
 """What marks cost a step that is bound by launches: windows without, with step and phase marks.
 
-The windows take turns in one process; medians over rounds, against windows without marks.
+The windows take turns in one process; medians over rounds, against windows without marks. Exit
+code 1 if a target is missed.
 """
 
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,9 +19,10 @@ from stepmark.loop import Callback, Training, train
 from stepmark.probes.timing import PhaseMarks, StepMarks
 
 ROUNDS, STEPS, LAYERS = 30, 100, 40
+TARGETS = {"step marks": 0.5, "phase marks": 2.0}  # per cent of a launch-bound step
 
 
-def main() -> None:
+def main() -> int:
     device = BACKENDS["cuda"].open(0)
     layers = [nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(LAYERS)]
     model = nn.Sequential(*layers, nn.Linear(32, 10)).to(device.torch_device)
@@ -44,12 +47,19 @@ def main() -> None:
             seconds[kind].append(_window_s(training, batches, device, *make()))
     plain = statistics.median(seconds["without marks"])
     print(f"launch-bound step of {LAYERS} layers: {1e3 * plain / STEPS:.3f} ms, {device.name}")
+    missed = False
     for kind, values in seconds.items():
         ratios = sorted(v / p for v, p in zip(values, seconds["without marks"], strict=True))
         middle = statistics.median(ratios)
         low, high = ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]
         part, least, most = (100 * (ratio - 1) for ratio in (middle, low, high))
-        print(f"{kind:<22} {part:+.2f} % ({least:+.2f} to {most:+.2f})")
+        target = TARGETS.get(kind)
+        judged = ""
+        if target is not None:
+            judged = f"; target {target} %: {'met' if part <= target else 'missed'}"
+            missed |= part > target
+        print(f"{kind:<22} {part:+.2f} % ({least:+.2f} to {most:+.2f}){judged}")
+    return int(missed)
 
 
 def _step_marks(device: Any) -> tuple[Sequence[Callback], Callable[[], None]]:
@@ -78,4 +88,4 @@ def _window_s(
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

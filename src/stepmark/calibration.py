@@ -12,7 +12,15 @@ import torch.distributed as dist
 from PIL import Image
 
 from stepmark.building import AUTOCAST_DTYPES
-from stepmark.ceilings import COMPUTE, MEMORY, Ceiling
+from stepmark.ceilings import (
+    ALL_REDUCE,
+    COMPUTE,
+    H2D_PAGEABLE,
+    H2D_PINNED,
+    JPEG_DECODE,
+    MEMORY,
+    Ceiling,
+)
 from stepmark.data.jpeg import HEIGHT, QUALITY, WIDTH, photograph, smooth_colours
 from stepmark.devices import BACKENDS, Device
 from stepmark.place import Place, join_process_group
@@ -149,7 +157,7 @@ def _memory(scenario: Scenario, place: Place) -> Ceiling:
 
 
 def _copies(scenario: Scenario, device: Device) -> Iterator[Ceiling]:
-    for name, pinned in (("h2d_pinned", True), ("h2d_pageable", False)):
+    for name, pinned in ((H2D_PINNED, True), (H2D_PAGEABLE, False)):
         bare = Ceiling(name=name, unit="bytes/s", value=None, device=scenario.device)
         best = longest_s = 0.0
         size_bytes = _FIRST_BYTES
@@ -185,7 +193,7 @@ def _all_reduce(scenario: Scenario, plan: Plan, place: Place) -> Ceiling:
         best = max(best, size_bytes / longest_s)
         size_bytes *= 4
     return Ceiling(
-        name="all_reduce", unit="bytes/s", value=best, device=scenario.device,
+        name=ALL_REDUCE, unit="bytes/s", value=best, device=scenario.device,
         note=f"bytes of gradients, between {scenario.world_size} ranks",
     )  # fmt: skip
 
@@ -202,7 +210,7 @@ def _jpeg(place: Place) -> Ceiling:
     rate = WIDTH * HEIGHT / _fastest_s(decode, place.device)
     note = f"Pillow, {WIDTH} x {HEIGHT} pixels, one process"
     return Ceiling(
-        name="jpeg_decode", unit="pixels/s", value=rate, device="cpu", threads=1, note=note
+        name=JPEG_DECODE, unit="pixels/s", value=rate, device="cpu", threads=1, note=note
     )
 
 

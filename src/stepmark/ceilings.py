@@ -16,6 +16,9 @@ from stepmark.scenario import Scenario
 
 FOLDER = "ceilings"
 COMPUTE, MEMORY = "compute", "memory"
+H2D_PINNED, H2D_PAGEABLE = "h2d_pinned", "h2d_pageable"
+ALL_REDUCE = "all_reduce"
+JPEG_DECODE = "jpeg_decode"
 
 # Dense FLOP/s of NVIDIA's datasheets, by precision. Others are not known here, and stay empty.
 _DATASHEETS: dict[str, dict[str, float]] = {
@@ -83,6 +86,27 @@ class Ceilings:
         """Bytes/s that all ranks together can move; ``None`` if it was not calibrated."""
         return self._value(MEMORY, "", scenario, num_threads)
 
+    def h2d(self, scenario: Scenario) -> float | None:
+        """Bytes/s that one rank can copy to its device; ``None`` if it was not calibrated."""
+        name = H2D_PINNED if scenario.pin_memory else H2D_PAGEABLE
+        return self._of_one_rank(name, scenario.device)
+
+    def all_reduce(self, scenario: Scenario) -> float | None:
+        """Bytes/s of its gradients that a rank can exchange; ``None`` if it was not calibrated.
+
+        Between two ranks: more of them are no faster.
+        """
+        return self._of_one_rank(ALL_REDUCE, scenario.device) if scenario.world_size > 1 else None
+
+    def jpeg(self, scenario: Scenario, num_cpus: int) -> float | None:
+        """Pixels/s that one rank can decode, each loader worker on a core of its own."""
+        rate = self._of_one_rank(JPEG_DECODE, "cpu")
+        at_once = min(max(1, scenario.num_workers), max(1.0, num_cpus / scenario.world_size))
+        return None if rate is None else rate * at_once
+
+    def _of_one_rank(self, name: str, device: str) -> float | None:
+        return next((i.value for i in self.items if (i.name, i.device) == (name, device)), None)
+
     def _value(
         self, name: str, precision: str, scenario: Scenario, num_threads: int
     ) -> float | None:
@@ -99,7 +123,8 @@ class Ceilings:
             return None
         # Of no fewer threads than are used, so that no more than all of it is ever reached.
         enough = min((t for t in by_threads if t >= wanted), default=max(by_threads))
-        value = by_threads[enough]
+        # What fewer threads attain, more do: of two that differ, the lower one was disturbed.
+        value = max(v for t, v in by_threads.items() if t <= enough)
         return value if on_cpu else value * scenario.world_size
 
 
@@ -145,13 +170,21 @@ def attach(result: Result, ceilings: Ceilings | None) -> Result:
 
 def _readings(result: Result, ceilings: Ceilings) -> Iterator[Reading]:
     scenario, num_threads = result.scenario, result.ranks[0].num_threads
-    note = f"all ranks, as calibrated on this machine ({ceilings.measured_at[:10]})"
-    for name, unit, value in (
-        ("attainable_compute", "flop/s", ceilings.compute(scenario, num_threads)),
-        ("attainable_memory", "bytes/s", ceilings.memory(scenario, num_threads)),
+    note = f"as calibrated on this machine ({ceilings.measured_at[:10]})"
+    for name, unit, scope, value in (
+        ("attainable_compute", "flop/s", "node", ceilings.compute(scenario, num_threads)),
+        ("attainable_memory", "bytes/s", "node", ceilings.memory(scenario, num_threads)),
+        ("attainable_h2d", "bytes/s", "rank", ceilings.h2d(scenario)),
+        ("attainable_all_reduce", "bytes/s", "rank", ceilings.all_reduce(scenario)),
+        (
+            "attainable_jpeg_decode",
+            "pixels/s",
+            "rank",
+            ceilings.jpeg(scenario, result.machine.num_cpus),
+        ),
     ):
         if value is not None:
-            yield Reading(name=name, unit=unit, scope="node", value=value, note=note)
+            yield Reading(name=name, unit=unit, scope=scope, value=value, note=note)
     peak = datasheet_peak(result.ranks[0].device_name, scenario.precision.value)
     achieved = result.achieved_flops
     if peak is not None and achieved is not None:

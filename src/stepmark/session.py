@@ -23,6 +23,7 @@ from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group
 from stepmark.probes.flops import count_work, on_meta
 from stepmark.probes.memory import HostMemory, swapped_bytes, workers_bytes
+from stepmark.probes.traffic import count_traffic
 from stepmark.record import Memory, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.scenario import Plan, Precision, Scenario
 from stepmark.switches import Switches
@@ -170,6 +171,7 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     if place.rank == 0:
         progress("counting operations", measurement.samples_per_s)
         readings += count_work(workload, scenario, prepared.bare_batch)
+        readings += count_traffic(workload, scenario, prepared.bare_batch)
     place.barrier()
     first_loss = value_of(prepared.losses)
     return RankRecord(

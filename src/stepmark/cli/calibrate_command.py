@@ -1,9 +1,10 @@
 """``stepmark calibrate``."""
 
+import dataclasses
 import json as json_module
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -57,12 +58,14 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
             measured_at = datetime.now(UTC).isoformat(timespec="seconds")
             for scenario in asked:
                 display.on_begin(f"calibrating {scenario.device}", 0)
-                ending = runner.calibrate(scenario, plan)
+                ending, unfit = runner.calibrate(scenario, plan)
                 display.on_done()
+                for reason in unfit:
+                    display.warn(f"calibrating {scenario.device}: {reason}")
                 if ending.outcome is not Outcome.OK:
                     failures.append(f"{scenario.device}: {ending.outcome}: {ending.reason}")
                     continue
-                found += ending.answers[0]
+                found += (_noted(ceiling, unfit) for ceiling in ending.answers[0])
                 now = Ceilings(
                     hardware=machine.hardware,
                     software=machine.software,
@@ -79,6 +82,11 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
     if path is not None:
         print(f"saved: {path}", file=sys.stderr)
     return int(bool(failures))
+
+
+def _noted(ceiling: Ceiling, unfit: Sequence[str]) -> Ceiling:
+    """A ceiling with what disturbed its measuring."""
+    return dataclasses.replace(ceiling, note="; ".join([ceiling.note, *unfit]))
 
 
 def _kinds(device: str, machine: Machine) -> list[str]:

@@ -137,18 +137,26 @@ class Runner:
             wall_s=done.wall_s,
         )
 
-    def calibrate(self, scenario: Scenario, plan: Plan) -> Ending:
+    def calibrate(self, scenario: Scenario, plan: Plan) -> tuple[Ending, tuple[str, ...]]:
         """Measure what the scenario's device can attain at most, in a fresh process.
 
         Args:
             scenario: its device, threads and ranks; its workload does not matter.
             plan: its timeout.
 
+        Returns:
+            How it ended, and why what was found may be too low.
+
         Raises:
             RunnerError: no process can be started.
         """
         with self._turn:
-            return self._carry_out(scenario, plan, Work.CALIBRATE).ending
+            start_s = time.monotonic()
+            done = self._carry_out(scenario, plan, Work.CALIBRATE)
+            end_s = time.monotonic()
+            tapes = self._sampler.cut().values()
+            unfit = (reason for tape in tapes for reason in nvml.unfit(tape, start_s, end_s, 1))
+            return done.ending, tuple(unfit)
 
     def _carry_out(
         self, scenario: Scenario, plan: Plan, work: Work = Work.MEASURE, *, profile_to: str = ""
@@ -234,8 +242,8 @@ class Runner:
             cpus=tuple(cpus),
             origins=origins,
         )
-        # Turns are so short that nothing else may go on, and only a measurement has a window.
-        sampled = self._sampler.watch if work is Work.MEASURE else None
+        # Turns are so short that nothing else may go on, and the profiler is no clock anyway.
+        sampled = self._sampler.watch if work in (Work.MEASURE, Work.CALIBRATE) else None
         return Errand(host, order, self._watch, sampled)
 
     def _measure(

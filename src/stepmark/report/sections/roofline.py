@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from stepmark.report.binding import BINDING, LIMITS, binding, shares
 from stepmark.report.blocks import Block, Paragraph, Plot, Table
 from stepmark.report.cells import Cell, Group
 from stepmark.report.drawing import MOST_LINES, Roof, chunks, draw_roofline
@@ -11,8 +12,6 @@ from stepmark.report.wording import EMPTY, known, percent
 from stepmark.result import Result
 from stepmark.units import format_bytes, format_flops
 
-# Where neither ceiling accounts for so much of a step, something else holds it back.
-_BINDING = 0.3
 _MOST_ROOFS = 3
 
 
@@ -25,7 +24,7 @@ def roofline(material: Material) -> Sequence[Block]:
             continue
         blocks += _plots(group, cells)
         header = (
-            "scenario", "reached", "attainable", "part of it", "FLOP per byte", "of the datasheet",
+            "scenario", "reached", "attainable", *LIMITS, "FLOP per byte", "of the datasheet",
             "held back by",
         )  # fmt: skip
         rows = [_row(group.label(cell), cell.typical) for cell in cells]
@@ -41,10 +40,12 @@ def roofline(material: Material) -> Sequence[Block]:
         text="Attainable is what 'stepmark calibrate' measured on this machine: FLOP/s of a large "
         "matrix product or convolution in the same precision with no fewer threads, and memory "
         "bandwidth. FLOP per byte is the step's operations over the least that it must move if no "
-        "cache helps. A step is held back by data if it waits for batches in more than "
-        f"{percent(_BINDING)} of its time; by compute or memory if that ceiling alone accounts "
-        "for as much; by neither where both account for less: launches, Python, small operators, "
-        "or more traffic than the least. With autocast the least traffic is not known."
+        "cache helps. Each ceiling alone accounts for a part of the step: compute, memory, copies "
+        "to the device, all-reduce of the gradients, decoding of JPEG files. A step is held back "
+        f"by data if it waits for batches in more than {percent(BINDING)} of its time; else by the "
+        "ceiling that accounts for most, and for as much; by none of these where all account for "
+        "less: launches, Python, small operators, or more traffic than the least. With autocast "
+        "the least traffic is not known."
     )
     return (explained, *blocks) if blocks else ()
 
@@ -82,40 +83,16 @@ def _row(label: str, result: Result) -> tuple[str, ...]:
     def rate(value: float | None) -> str:
         return known(value, lambda v: f"{format_flops(v)}/s")
 
+    found = shares(result)
     return (
         label,
         rate(result.achieved_flops),
         rate(result.reading_of_any("attainable_compute")),
-        known(result.attainable_fraction, percent),
+        *(known(found.get(name), percent) for name in LIMITS),
         known(_intensity(result), lambda value: f"{value:.3g}"),
         known(result.reading_of_any("mfu_datasheet"), lambda value: write_value(value, "fraction")),
         binding(result) or EMPTY,
     )
-
-
-def binding(result: Result) -> str:
-    """What a step is held back by, in a word; empty where nothing is known."""
-    row = result.row()
-    step_s = row["window_s"] / row["steps"]
-    if row["data_wait_s"] > _BINDING * row["phase_step_s"]:
-        return "data"
-    fraction = result.attainable_fraction
-    if fraction is None:
-        return ""
-    moved, bandwidth = (
-        result.reading_of_any(name) for name in ("least_bytes_per_step", "attainable_memory")
-    )
-    if fraction >= _BINDING and not (moved and bandwidth):
-        return "compute"
-    if not (moved and bandwidth):
-        return ""
-    memory = moved / bandwidth / step_s
-    if memory > 1:
-        # It moves less, since caches hold much of it.
-        memory = 0.0
-    if max(fraction, memory) < _BINDING:
-        return "neither"
-    return "compute" if fraction >= memory else "memory"
 
 
 def _intensity(result: Result) -> float | None:

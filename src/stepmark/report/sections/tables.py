@@ -29,7 +29,7 @@ _SHOWN_COLUMNS = {
     "first_step_s", "final_loss", "energy_j", "attainable_fraction",
     *(f"{phase}_s" for phase in PHASES),
 }  # fmt: skip
-_SHOWN_READINGS = {EPOCH_TURN, "energy", "attainable_compute", "attainable_memory", "mfu_datasheet"}
+_SHOWN_READINGS = {EPOCH_TURN, "energy", "mfu_datasheet"}
 _COLUMN_UNITS = {"s": "s", "bytes": "bytes", "j": "J", "fraction": "fraction", "step": "flop"}
 # The alarming ones first.
 _OUTCOMES = (Outcome.FAILED, Outcome.OOM, Outcome.TIMEOUT, Outcome.OK, Outcome.SKIPPED)
@@ -103,7 +103,8 @@ def other_readings(material: Material) -> Sequence[Block]:
 
 def _is_other(name: str) -> bool:
     """Whether a reading is shown neither by another section nor by a column of its own."""
-    return name not in _SHOWN_READINGS and name not in COLUMNS and not is_ddp(name)
+    shown = name in _SHOWN_READINGS or name in COLUMNS or is_ddp(name)
+    return not shown and not name.startswith("attainable_")
 
 
 def _readings_table(material: Material) -> Table | None:

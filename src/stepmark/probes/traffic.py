@@ -1,0 +1,77 @@
+"""What one rank's step moves and decodes beside its arithmetic, from shapes and files' headers."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import Dataset
+
+from stepmark.probes.ledger import size_of
+from stepmark.record import Reading
+from stepmark.scenario import Scenario
+from stepmark.workload import Workload
+
+# Headers of so many files, spread over all of them, tell how large the others are.
+_READ = 16
+_JPEG = (".jpg", ".jpeg")
+
+
+def count_traffic(workload: Workload, scenario: Scenario, batch: Any) -> Iterator[Reading]:
+    """Readings of what this scenario moves and decodes; none of what it does not.
+
+    Args:
+        workload: model and dataset.
+        scenario: multiplies what a micro-batch takes.
+        batch: one micro-batch, or its like on the meta device.
+    """
+    if scenario.device != "cpu":
+        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
+        yield Reading(
+            name="h2d_bytes_per_step",
+            unit="bytes",
+            scope="rank",
+            value=float(scenario.accumulation * size_of(tensors)),
+            note="batches of one rank that are copied to its device",
+        )
+    if scenario.world_size > 1:
+        trained = (p for p in workload.model.parameters() if p.requires_grad)
+        yield Reading(
+            name="all_reduce_bytes_per_step",
+            unit="bytes",
+            scope="rank",
+            value=float(size_of(trained)),
+            note="gradients of one rank, which are exchanged once in a step",
+        )
+    pixels = _jpeg_pixels(workload.dataset)
+    if pixels is not None:
+        yield Reading(
+            name="jpeg_pixels_per_step",
+            unit="count",
+            scope="rank",
+            value=scenario.accumulation * scenario.batch_size * pixels,
+            note=f"pixels of the JPEG files of one rank's samples, by {_READ} files' headers",
+        )
+
+
+def _jpeg_pixels(dataset: Dataset[Any]) -> float | None:
+    """Mean number of pixels of a sample; ``None`` unless the dataset lists JPEG files.
+
+    As torchvision's ``ImageFolder`` does, in ``samples``; also inside of a ``Subset`` or another
+    one that keeps what it wraps in ``dataset``.
+    """
+    while not hasattr(dataset, "samples") and hasattr(dataset, "dataset"):
+        dataset = dataset.dataset
+    try:
+        paths = [path for path, _ in dataset.samples]  # type: ignore[attr-defined]
+        if not paths or not all(str(path).lower().endswith(_JPEG) for path in paths):
+            return None
+        num_read = min(len(paths), _READ)
+        sizes = []
+        for path in (paths[k * len(paths) // num_read] for k in range(num_read)):
+            with Image.open(path) as image:
+                sizes.append(image.width * image.height)
+    except (AttributeError, TypeError, ValueError, OSError):
+        return None  # whatever else it calls its samples
+    return sum(sizes) / len(sizes)
