@@ -25,7 +25,7 @@ from stepmark.compare import (
 )
 from stepmark.compare.command import parse_fraction
 from stepmark.compare.output import write
-from stepmark.compare.verdict import drift
+from stepmark.compare.verdict import Counter, drift
 from stepmark.errors import UsageError
 from stepmark.result import Outcome, Result
 from stepmark.scenario import Plan, Scenario
@@ -479,3 +479,21 @@ def test_runs_without_a_common_scenario_are_not_passed(tmp_path: Path) -> None:
         results = processes(scenario=make_scenario(batch_size=batch_size))
         save_run(tmp_path / "results", make_run(*results, name=name))
     assert stepmark("compare", "a", "b", cwd=tmp_path).returncode == 3
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "shown"),
+    [
+        ("0.69210773706, 0.69 after 3 steps", "0.6931239366, 0.69 after 3 steps", "0.692108, 0.69"),
+        ("2.3000000001 after 3 steps", "2.3000000002 after 3 steps", "2.3000000001 after"),
+        ("64", "65", "loss 64 -> 65"),
+    ],
+)
+def test_exact_figures_are_shown_with_as_many_digits_as_tell_them_apart(
+    base: str, head: str, shown: str
+) -> None:
+    comparison = Comparison(
+        scenario_id="s", verdict=Verdict.SAME, reason="",
+        counters=(Counter(name="loss", base=base, head=head),),
+    )  # fmt: skip
+    assert shown in write([comparison], "table", title="")

@@ -224,6 +224,20 @@ def test_stalls_are_told_though_they_do_not_decide() -> None:
     assert [remark.partition(" +")[0] for remark in comparison.remarks] == ["mean step", "p95 step"]
 
 
+def test_medians_that_do_not_come_to_the_change_are_explained() -> None:
+    """The machine is as fast as ever in half of the pairs, and half as fast in the others."""
+    fast, slow = make_record(0.010), make_record(0.020)
+    faster, slower = make_record(0.0101), make_record(0.0202)
+    pairs = itertools.cycle([make_pair(fast, faster), make_pair(slow, slower)])
+    comparison = try_scenario(make_scenario(), lambda: next(pairs), RULES).comparison
+    assert comparison.verdict is Verdict.SAME
+    assert not comparison.remarks
+    lopsided = itertools.cycle([make_pair(fast, faster), make_pair(slow, fast)])
+    comparison = try_scenario(make_scenario(), lambda: next(lopsided), RULES).comparison
+    assert comparison.verdict is Verdict.INCONCLUSIVE
+    assert any("the change is from pair to pair" in remark for remark in comparison.remarks)
+
+
 def take_turns(
     level: Callable[[float], float],
     source: random.Random,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 
 FloatArray = npt.NDArray[np.float64]
 _LARGEST_LOG = 100.0
@@ -114,7 +113,7 @@ def _welch_shift(base: Sequence[float], head: Sequence[float], confidence: float
         return Shift(estimate=estimate, low=estimate, high=estimate)
     weights = [p**2 / (len(side) - 1) for p, side in zip(parts, (base, head), strict=True)]
     degrees = variance**2 / float(sum(weights))
-    reach = float(stdtrit(degrees, (1 + confidence) / 2)) * math.sqrt(variance)
+    reach = _student_quantile(degrees, confidence) * math.sqrt(variance)
     return Shift(estimate=estimate, low=estimate - reach, high=estimate + reach)
 
 
@@ -134,7 +133,7 @@ class Center:
 
     def reach(self, confidence: float) -> float:
         """Half the length of the interval that covers the true center so often."""
-        return float(stdtrit(self.degrees, (1 + confidence) / 2)) * self.standard_error
+        return _student_quantile(self.degrees, confidence) * self.standard_error
 
 
 def center(values: Sequence[float], trimmed: float) -> Center:
@@ -162,3 +161,10 @@ def center(values: Sequence[float], trimmed: float) -> Center:
         standard_error=math.sqrt(squares / (len(kept) * (len(kept) - 1))),
         degrees=len(kept) - 1,
     )
+
+
+def _student_quantile(degrees: float, confidence: float) -> float:
+    """How many standard errors Student's distribution reaches to either side."""
+    from scipy.special import stdtrit  # here, since it takes half of a command's start
+
+    return float(stdtrit(degrees, (1 + confidence) / 2))

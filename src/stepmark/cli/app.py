@@ -311,13 +311,15 @@ def profile(
     A scenario is measured, then run again under torch.profiler in other processes; or a trace is
     read.
     """
+    if trace is not None:
+        from stepmark.cli import trace_command
+
+        _refuse_beside(context, "--trace has its steps already", ("trace", "json"))
+        trace_command.analyse(trace, json=json)
+        return
     from stepmark.cli import axes, profile_command
     from stepmark.scenario import Plan
 
-    if trace is not None:
-        _refuse_beside(context, "--trace has its steps already", ("trace", "json"))
-        profile_command.analyse(trace, json=json)
-        return
     plan = Plan(steps=steps, warmup=warmup, max_seconds=max_seconds, timeout=timeout)
     scenarios = axes.scenarios(context.params)
     raise typer.Exit(

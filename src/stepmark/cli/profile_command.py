@@ -13,20 +13,7 @@ from stepmark.profile import Profile, output
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
 from stepmark.scenario import Plan, Scenario
-from stepmark.trace import attribute, break_down, read_trace
-from stepmark.trace.output import as_json, as_text
 from stepmark.units import format_rate
-
-
-def analyse(trace: Path, *, json: bool) -> None:
-    """Print where the time of a chrome trace's steps went.
-
-    Raises:
-        StoreError: the file cannot be read, or is no chrome trace.
-    """
-    events = read_trace(trace)
-    write = as_json if json else as_text
-    show(write(break_down(events), attribute(events)))
 
 
 def profile(

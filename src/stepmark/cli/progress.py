@@ -1,4 +1,4 @@
-"""What a terminal shows while scenarios are measured; nothing at all if there is no terminal.
+"""What a terminal shows while scenarios are measured; in a log, a line now and then.
 
 It draws when something happens, never on a timer: a display that woke up ten times a second
 would take the core from what is being measured.
@@ -15,6 +15,9 @@ from stepmark.result import Result
 from stepmark.runner.messages import Stage
 from stepmark.units import format_rate
 
+# Where there is no terminal, somebody may still wait in front of a job's log.
+_LOGGED_EVERY_S = 30.0
+
 
 class StatusLine:
     """The last line of a terminal, and lines that go by above it. Use as a context."""
@@ -22,6 +25,8 @@ class StatusLine:
     def __init__(self, stream: TextIO) -> None:
         # The stream's own word: rich also takes FORCE_COLOR for a terminal, which CI sets.
         self.is_shown = stream.isatty()
+        self._stream = stream
+        self._logged_s = time.monotonic()
         self._live = Live(console=Console(file=stream), auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -35,9 +40,12 @@ class StatusLine:
 
     def draw(self, *parts: str) -> None:
         """Show these now; what a narrow terminal may cut off comes last."""
+        line = f"{time.strftime('%H:%M:%S')}  " + "  |  ".join(filter(None, parts))
         if self.is_shown:
-            line = f"{time.strftime('%H:%M:%S')}  " + "  |  ".join(filter(None, parts))
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
+        elif time.monotonic() - self._logged_s >= _LOGGED_EVERY_S:
+            self._logged_s = time.monotonic()
+            print(line, file=self._stream, flush=True)
 
     def print(self, line: str) -> None:
         """Leave a line above it; nothing if there is no terminal."""

@@ -5,7 +5,7 @@ import signal
 import sys
 from pathlib import Path
 
-from stepmark import store, suite
+from stepmark import stats, store, suite
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import Display
 from stepmark.columns import aligned
@@ -14,7 +14,10 @@ from stepmark.errors import UsageError
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
 from stepmark.scenario import Plan, Scenario
-from stepmark.units import format_rate, format_seconds
+from stepmark.units import format_percent, format_rate, format_seconds
+
+# A window that takes less is told of.
+_BRIEF_S = 0.1
 
 
 def run(
@@ -144,11 +147,43 @@ def _resume_command(path: Path) -> str:
 def _print_table(results: list[Result]) -> None:
     header = ("scenario", "repeat", "samples/s", "median step", "p99 step", "outcome")
     lines = aligned(header, map(_cells, results), left=(0, len(header) - 1))
+    lines += _summary(results)
     for result in results:
         which = f"{result.scenario.id}, repeat {result.repeat}"
         lines += [f"unfit: {which}: {reason}" for reason in result.unfit]
         lines += [f"note: {which}: {note}" for note in result.notes]
     show("".join(f"{line}\n" for line in lines))
+
+
+def _summary(results: list[Result]) -> list[str]:
+    """Each scenario over its repeats, and what makes them scatter; nothing without repeats."""
+    rates: dict[str, list[float]] = {}
+    for result in results:
+        if result.samples_per_s is not None:
+            rates.setdefault(result.scenario.id, []).append(result.samples_per_s)
+    rows = [
+        (
+            scenario_id,
+            str(len(found)),
+            format_rate(stats.median(found)),
+            f"{format_rate(min(found))} to {format_rate(max(found))}",
+            format_percent(max(found) / min(found) - 1),
+        )
+        for scenario_id, found in rates.items()
+        if len(found) > 1
+    ]
+    lines = []
+    if rows:
+        header = ("scenario", "repeats", "median samples/s", "range", "apart")
+        lines += ["", *aligned(header, rows)]
+    brief = [r for r in results if r.ranks and r.row()["window_s"] < _BRIEF_S]
+    if brief:
+        shortest = min(r.row()["window_s"] for r in brief)
+        lines.append(
+            f"{len(brief)} of {len(results)} windows are brief (the briefest took "
+            f"{format_seconds(shortest)}), so a single stall weighs much: give more --steps"
+        )
+    return lines
 
 
 def _cells(result: Result) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from stepmark.units import format_change, format_percent, format_seconds
 
 _HEADER = ("scenario", "base", "head", "change", "interval", "detectable", "verdict")
 _EMPTY = "-"
+_FRACTION = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
 
 Skipped = Mapping[str, str]
 _NONE: Skipped = {}
@@ -157,10 +158,16 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
 def _in_words(comparison: Comparison) -> str:
     """Reason, exact figures that differ, remarks."""
     counters = [
-        f"{c.name} {c.base} -> {c.head}{' (grew)' if c.is_regression else ''}"
+        f"{c.name} {' -> '.join(_rounded(c.base, c.head))}{' (grew)' if c.is_regression else ''}"
         for c in comparison.counters
     ]
     return "; ".join(filter(None, [comparison.reason, *counters, *comparison.remarks]))
+
+
+def _rounded(base: str, head: str) -> tuple[str, str]:
+    """Exact figures as they are read: with few digits, if these still tell them apart."""
+    shorter = tuple(_FRACTION.sub(lambda found: f"{float(found[0]):.6g}", t) for t in (base, head))
+    return (shorter[0], shorter[1]) if shorter[0] != shorter[1] else (base, head)
 
 
 def _closing(comparisons: Sequence[Comparison], skipped: Skipped) -> list[str]:

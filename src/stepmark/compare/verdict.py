@@ -56,7 +56,7 @@ ADVISORY = 0.25
 def advice(what: str, base: float, head: float) -> Iterator[str]:
     """That a figure moved which does not decide, if it moved far."""
     if base and head and abs(head / base - 1) > ADVISORY:
-        yield f"{what} {format_change(head / base - 1)}"
+        yield f"{what} {format_change(head / base - 1)} (not judged)"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,13 @@ class Repository:
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
         self.top = self.directory
-        self.top = Path(self._git("rev-parse", "--show-toplevel"))
+        try:
+            self.top = Path(self._git("rev-parse", "--show-toplevel"))
+        except UsageError as error:
+            raise UsageError(
+                f"the gate compares revisions of a git repository: {error}; run it inside of one, "
+                "or compare saved runs with 'stepmark compare'"
+            ) from None
 
     def revision(self, name: str) -> Revision:
         """The commit that a branch, tag or hash means.

@@ -142,6 +142,8 @@ def _check_workloads(scenarios: Sequence[Scenario], sides: tuple[Side, Side]) ->
                 f"{workload}: {file} is not in git, and so on neither side; commit it, or give "
                 f"--link {file}"
             )
+        if file is not None and not any((side.directory / file).exists() for side in sides):
+            raise WorkloadError(f"{workload}: there is no {file}, neither in base nor in head")
         raise mistakes[-1]
 
 

@@ -15,6 +15,7 @@ from stepmark.gate.pairs import Pair, PairFailedError, SideRecord
 from stepmark.result import Outcome
 from stepmark.runner.messages import PEAK
 from stepmark.scenario import Scenario
+from stepmark.units import format_change
 
 # Which of a process's steps, or turns, it counts by, in percent: few enough were disturbed to be
 # that short, and enough are to be no accident.
@@ -166,8 +167,18 @@ def _comparison(
         num_base=len(judged),
         num_head=len(judged),
         counters=counters,
-        remarks=tuple(_remarks(judged)),
+        remarks=(*_medians_apart(base_s, head_s, decision, rules), *_remarks(judged)),
     )
+
+
+def _medians_apart(base_s: float, head_s: float, decision: Decision, rules: Rules) -> Iterator[str]:
+    """That what is shown of the sides does not come to the change, if it does not."""
+    apart = head_s / base_s - 1
+    if abs(apart - decision.change) > rules.threshold:
+        yield (
+            f"the medians of base and head are {format_change(apart)} apart: the change is from "
+            "pair to pair, in which both sides met the same neighbours"
+        )
 
 
 def _refuse_different_work(pairs: Sequence[Pair]) -> None:

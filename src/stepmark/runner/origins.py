@@ -46,8 +46,8 @@ def check_origins(origins: Origins, directory: Path) -> None:
         if source is not None and source.resolve() != path:
             raise WorkloadError(
                 f"module {name!r} came from {path}, the same for both sides, though the revision "
-                f"has its own ({source}): uninstall it, or install it from this working tree with "
-                "'pip install -e .'"
+                f"has its own ({source}): name a workload by its path in the repository; a package "
+                "that is installed, uninstall, or install it with 'pip install -e .'"
             )
         in_environment = any(path.is_relative_to(folder) for folder in environments)
         if path.is_relative_to(closed) and not in_environment:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+import stepmark
 from stepmark import profiling, session
 from stepmark.calibration import calibrate
 from stepmark.errors import StepmarkError
@@ -46,6 +47,14 @@ OUT_OF_MEMORY = (
     "out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+)
+
+# Files of code that nobody who reads a reason has written: stepmark, torch and what it uses,
+# Python's own, and what is in no file.
+_NOT_THEIR_OWN = (
+    *(str(Path(module.__file__ or "?").parent) for module in (stepmark, traceback)),
+    str(Path(torch.__file__).parents[1]),
+    "<",
 )
 
 LONGEST_REASON = 400  # characters; the detail holds the rest of it
@@ -191,7 +200,16 @@ def _reason(error: BaseException) -> str:
     elif not isinstance(error, StepmarkError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     text = " ".join(text.split())
-    return text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ..."
+    text = text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ..."
+    return text + _where(error)
+
+
+def _where(error: BaseException) -> str:
+    """The line of somebody's own code that an exception came from; empty if it came from none."""
+    first = list(_causes(error))[-1]
+    frames = traceback.extract_tb(first.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIR_OWN)]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def _writable(text: str) -> str:

@@ -1,8 +1,10 @@
 """Whose work it was: operators, kernels, phases of the step, and calls that wait for the device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from stepmark.trace.breakdown import busiest_device, communication_kernels, step_edges
 from stepmark.trace.coverage import Coverage
@@ -26,6 +28,7 @@ _WAITING = (
     "hipDeviceSynchronize",
 )
 _NONE = -1
+FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,47 +156,47 @@ def _operators(
     in_step = nesting.nearest(trace.named(STEP)) >= 0
     counted = inside & trace.of("cpu_op", "user_annotation", "python_function", *LAUNCHES)
     counted &= in_step | (nearest >= 0)
-    host_ns: dict[str, int] = {}
-    device_ns: dict[str, int] = {}
-    calls: dict[str, int] = {}
-
-    def add(to: dict[str, int], operator: int, value: int) -> None:
-        name = OUTSIDE if operator < 0 else trace.names[trace.name[operator]]
-        to[name] = to.get(name, 0) + value
-
-    for event in np.flatnonzero(counted).tolist():
-        add(host_ns, nearest[event], int(nesting.self_ns[event]))
-    for event in np.flatnonzero(inside & is_operator).tolist():
-        add(calls, event, 1)
-    for event in np.flatnonzero(work).tolist():
-        launch = launch_of[event]
-        operator = nearest[launch] if launch >= 0 else _NONE
-        add(device_ns, operator, int(trace.end_ns[event] - trace.start_ns[event]))
+    # By the operator's name, those of none first.
+    names = (OUTSIDE, *trace.names)
+    numbers = np.append(trace.name + 1, 0)  # of the event -1, too
+    on_host = numbers[nearest[counted]]
+    launches = launch_of[work]
+    on_device = numbers[np.where(launches >= 0, nearest[launches], _NONE)]
+    host_ns = _sums(on_host, nesting.self_ns[counted], names)
+    device_ns = _sums(on_device, (trace.end_ns - trace.start_ns)[work], names)
+    calls = np.bincount(numbers[:-1][inside & is_operator], minlength=len(names))
     operators = [
         Operator(
-            name=name,
-            calls=calls.get(name, 0),
-            host_s=host_ns.get(name, 0) / 1e9,
-            device_s=device_ns.get(name, 0) / 1e9,
+            name=names[k],
+            calls=int(calls[k]),
+            host_s=float(host_ns[k]) / 1e9,
+            device_s=float(device_ns[k]) / 1e9,
         )
-        for name in dict.fromkeys([*host_ns, *device_ns])
+        for k in np.union1d(on_host, on_device).tolist()
     ]
     return tuple(sorted(operators, key=lambda o: (-o.device_s, -o.host_s, o.name)))
 
 
+def _sums(of: IntArray, values: IntArray, names: Sequence[str]) -> FloatArray:
+    """Sums of whole numbers by name; exact, since all are far below 2 to the 53."""
+    return np.bincount(of, weights=values, minlength=len(names)).astype(np.float64)
+
+
 def _kernels(trace: Trace, work: BoolArray) -> tuple[Kernel, ...]:
     communication = communication_kernels(trace)
-    kernels = []
-    for name in np.unique(trace.name[work]).tolist():
-        these = work & (trace.name == name)
-        kernels.append(
-            Kernel(
-                name=trace.names[name],
-                calls=int(these.sum()),
-                device_s=_seconds(trace, these),
-                is_communication=bool(communication[these].any()),
-            )
+    of = trace.name[work]
+    device_ns = _sums(of, (trace.end_ns - trace.start_ns)[work], trace.names)
+    calls = np.bincount(of, minlength=len(trace.names))
+    communicating = set(trace.name[work & communication].tolist())
+    kernels = [
+        Kernel(
+            name=trace.names[k],
+            calls=int(calls[k]),
+            device_s=float(device_ns[k]) / 1e9,
+            is_communication=k in communicating,
         )
+        for k in np.flatnonzero(calls).tolist()
+    ]
     return tuple(sorted(kernels, key=lambda kernel: (-kernel.device_s, kernel.name)))
 
 
@@ -235,15 +238,16 @@ def _phase(trace: Trace, name: str, host_ns: int, launched: IntArray) -> Phase:
 
 
 def _waits(trace: Trace, nesting: Nesting, inside: BoolArray) -> tuple[Wait, ...]:
-    operator = nesting.nearest(trace.of("cpu_op"))
+    is_operator = trace.of("cpu_op")
+    operator = nesting.nearest(is_operator)
     line = nesting.nearest(_own_lines(trace))
-    calls = [k for k, name in enumerate(trace.names) if name in _WAITING]
+    waits_here = inside & trace.with_name(lambda name: name in _WAITING)
     drained = nesting.nearest(trace.named(DRAIN)) >= 0
     found: dict[tuple[str, str, str], list[int]] = {}
-    for event in np.flatnonzero(inside & np.isin(trace.name, calls) & ~drained).tolist():
+    for event in np.flatnonzero(waits_here & ~drained).tolist():
         key = tuple(
             "" if k < 0 else trace.names[trace.name[k]]
-            for k in (event, _outermost(trace, nesting, operator[event]), line[event])
+            for k in (event, _outermost(nesting, is_operator, operator[event]), line[event])
         )
         found.setdefault(key, []).append(int(trace.end_ns[event] - trace.start_ns[event]))  # type: ignore[arg-type]
     waits = [
@@ -253,9 +257,8 @@ def _waits(trace: Trace, nesting: Nesting, inside: BoolArray) -> tuple[Wait, ...
     return tuple(sorted(waits, key=lambda wait: -wait.wait_s))
 
 
-def _outermost(trace: Trace, nesting: Nesting, operator: int) -> int:
+def _outermost(nesting: Nesting, is_operator: BoolArray, operator: int) -> int:
     """``aten::item``, rather than the ``aten::_local_scalar_dense`` inside of it."""
-    is_operator = trace.of("cpu_op")
     while operator >= 0 and (parent := nesting.parent[operator]) >= 0 and is_operator[parent]:
         operator = int(parent)
     return operator
@@ -264,12 +267,9 @@ def _outermost(trace: Trace, nesting: Nesting, operator: int) -> int:
 def _own_lines(trace: Trace) -> BoolArray:
     """Calls of Python functions that are not torch's own."""
     foreign = ("torch/", "<built-in", "nn.Module:", "<")
-    names = [
-        k
-        for k, name in enumerate(trace.names)
-        if not name.startswith(foreign) and "/torch/" not in name
-    ]
-    return trace.of("python_function") & np.isin(trace.name, names)
+    return trace.of("python_function") & trace.with_name(
+        lambda name: not name.startswith(foreign) and "/torch/" not in name
+    )
 
 
 def _starved_ns(trace: Trace, edges: IntArray, work: BoolArray, launch_of: IntArray) -> int:
@@ -283,7 +283,3 @@ def _starved_ns(trace: Trace, edges: IntArray, work: BoolArray, launch_of: IntAr
     known = place < len(first)
     launched[:-1][known] = trace.start_ns[launch_of[first[place[known]]]]
     return int(np.maximum(0, np.minimum(launched, gap_end) - gap_start).sum())
-
-
-def _seconds(trace: Trace, which: BoolArray) -> float:
-    return float((trace.end_ns[which] - trace.start_ns[which]).sum()) / 1e9

@@ -115,12 +115,9 @@ def busiest_device(trace: Trace) -> int | None:
 
 def communication_kernels(trace: Trace) -> BoolArray:
     """Kernels that exchange data between ranks."""
-    names = [
-        k
-        for k, name in enumerate(trace.names)
-        if any(word in name.lower() for word in _COMMUNICATION_KERNELS)
-    ]
-    return trace.of("kernel") & np.isin(trace.name, names)
+    return trace.of("kernel") & trace.with_name(
+        lambda name: any(word in name.lower() for word in _COMMUNICATION_KERNELS)
+    )
 
 
 def _device_layers(trace: Trace, device: int) -> Sequence[BoolArray]:
@@ -131,8 +128,7 @@ def _device_layers(trace: Trace, device: int) -> Sequence[BoolArray]:
 
 
 def _host_layers(trace: Trace) -> Sequence[BoolArray]:
-    calls = [k for k, name in enumerate(trace.names) if name.startswith(_COMMUNICATION_CALLS)]
-    communication = np.isin(trace.name, calls)
+    communication = trace.with_name(lambda name: name.startswith(_COMMUNICATION_CALLS))
     compute = trace.of("cpu_op") & ~communication
     return compute, communication, np.zeros(len(trace), dtype=bool)
 

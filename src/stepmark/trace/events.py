@@ -1,9 +1,9 @@
 """A chrome trace as columns: one entry for each event that takes time."""
 
 import gzip
-import json
 import zlib
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stepmark.errors import StoreError
+from stepmark.trace.stream import FormatError, events_of
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -73,13 +74,17 @@ class Trace:
 
     def of(self, *categories: str) -> BoolArray:
         """Which events are of one of these categories."""
-        wanted = [k for k, category in enumerate(self.categories) if category in categories]
-        return np.isin(self.category, wanted)
+        wanted = np.array([category in categories for category in self.categories], dtype=bool)
+        return wanted[self.category]
 
     def named(self, text: str) -> BoolArray:
         """Which events' names begin so."""
-        wanted = [k for k, name in enumerate(self.names) if name.startswith(text)]
-        return np.isin(self.name, wanted)
+        return self.with_name(lambda name: name.startswith(text))
+
+    def with_name(self, is_wanted: Callable[[str], bool]) -> BoolArray:
+        """Which events have such a name."""
+        wanted = np.array([is_wanted(name) for name in self.names], dtype=bool)
+        return wanted[self.name]
 
 
 def read_trace(path: Path) -> Trace:
@@ -92,51 +97,54 @@ def read_trace(path: Path) -> Trace:
         data = path.read_bytes()
         if data[:2] == _GZIP_MAGIC:
             data = gzip.decompress(data)
-        events = json.loads(data)
+        text = data.decode("utf-8-sig")
+        del data
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, EOFError, zlib.error) as error:
         raise StoreError(f"{path}: no chrome trace, or cut off ({error})") from None
-    if isinstance(events, Mapping):
-        events = events.get("traceEvents")
-    if not isinstance(events, list):
-        raise StoreError(f"{path}: no chrome trace (it has no list of 'traceEvents')")
     try:
-        return from_events(events)
+        return from_events(events_of(text))
+    except FormatError as error:
+        raise StoreError(f"{path}: no chrome trace, or cut off ({error})") from None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{path}: no trace of torch.profiler ({error!r})") from None
 
 
+class _Numbers(dict[Any, int]):
+    """A number for each key, in the order in which they are first asked for."""
+
+    def __missing__(self, key: Any) -> int:
+        number = self[key] = len(self)
+        return number
+
+
 def from_events(events: Iterable[Mapping[str, Any]]) -> Trace:
     """Columns of a chrome trace's events; of those without a duration, allocations alone."""
-    categories: dict[str, int] = {}
-    names: dict[str, int] = {}
-    threads: dict[tuple[Any, Any], int] = {}
-    starts: list[float] = []
-    durations: list[float] = []
-    rows: list[tuple[int, int, int, int, int]] = []
+    categories, names, threads = _Numbers(), _Numbers(), _Numbers()
+    starts, durations, rows = array("d"), array("d"), array("q")
     allocations: list[Mapping[str, Any]] = []
     for event in events:
-        if event.get("name") == _ALLOCATION and "Total Allocated" in event["args"]:
-            allocations.append(event)
-        if event.get("ph") != "X" or "dur" not in event:
+        if event.get("ph") != "X":
+            if event.get("name") == _ALLOCATION and "Total Allocated" in event["args"]:
+                allocations.append(event)
+            continue
+        if "dur" not in event:
             continue
         category = event.get("cat", "").lower()
         arguments = event.get("args") or {}
-        on_device = category in DEVICE_CATEGORIES
         starts.append(event["ts"])
         durations.append(event["dur"])
-        rows.append(
-            (
-                categories.setdefault(category, len(categories)),
-                names.setdefault(str(event["name"]), len(names)),
-                threads.setdefault((event.get("pid"), event.get("tid")), len(threads)),
-                int(arguments.get("device", 0)) if on_device else _NONE,
-                int(arguments.get("correlation", _NONE)),
-            )
+        row = (
+            categories[category],
+            names[event["name"]],
+            threads[event.get("pid"), event.get("tid")],
+            int(arguments.get("device", 0)) if category in DEVICE_CATEGORIES else _NONE,
+            int(arguments.get("correlation", _NONE)),
         )
-    table = np.array(rows, dtype=np.int64).reshape(-1, 5)
-    start_us = np.array(starts, dtype=np.float64)
+        rows.extend(row)
+    table = np.array(rows).reshape(-1, 5)
+    start_us = np.array(starts)
     first_us = start_us.min(initial=np.inf)
     start_ns = np.rint((start_us - first_us) * 1000)
     # Rounded together, so that an event that ends where another begins still does.
@@ -152,7 +160,7 @@ def from_events(events: Iterable[Mapping[str, Any]]) -> Trace:
         device=device,
         correlation=correlation,
         categories=tuple(categories),
-        names=tuple(names),
+        names=tuple(map(str, names)),
         allocations=_allocations(allocations, first_us),
     )
 

@@ -16,21 +16,20 @@ class Nesting:
     Attributes:
         parent: index of the event that each one lies in; -1 for none, and on the device.
         self_ns: duration less that of the events directly inside.
-        order: host events, each after the one it lies in.
+        levels: host events by how many others they lie in, from none.
     """
 
     parent: IntArray
     self_ns: IntArray
-    order: IntArray
+    levels: tuple[IntArray, ...]
 
     def nearest(self, which: BoolArray) -> IntArray:
         """Of each event, itself or the nearest one around it that is one of these; -1 for none."""
-        found = np.where(which, np.arange(len(which)), _NONE).tolist()
-        parent = self.parent.tolist()
-        for event in self.order.tolist():
-            if found[event] < 0 and parent[event] >= 0:
-                found[event] = found[parent[event]]
-        return np.array(found, dtype=np.int64)
+        found = np.where(which, np.arange(len(which)), _NONE)
+        for level in self.levels[1:]:
+            open_ones = level[found[level] < 0]
+            found[open_ones] = found[self.parent[open_ones]]
+        return found
 
 
 def nest(trace: Trace) -> Nesting:
@@ -45,16 +44,32 @@ def nest(trace: Trace) -> Nesting:
     host = np.flatnonzero(~trace.of(*DEVICE_CATEGORIES, "gpu_user_annotation", "cuda_sync"))
     # The longer one of two that begin together is around the other.
     order = host[np.lexsort((-duration_ns[host], trace.start_ns[host], trace.thread[host]))]
+    parents, depths = _parents(
+        trace.start_ns[order].tolist(), trace.end_ns[order].tolist(), trace.thread[order].tolist()
+    )
+    inner = np.flatnonzero(parents >= 0)
+    events, outer = order[inner], order[parents[inner]]
+    parent[events] = outer
+    within_ns = np.minimum(trace.end_ns[events], trace.end_ns[outer]) - trace.start_ns[events]
+    np.subtract.at(self_ns, outer, within_ns)
+    by_depth = order[np.argsort(depths, kind="stable")]
+    edges = np.cumsum(np.bincount(depths)) if len(depths) else np.zeros(1, dtype=np.int64)
+    return Nesting(parent=parent, self_ns=self_ns, levels=tuple(np.split(by_depth, edges[:-1])))
+
+
+def _parents(starts: list[int], ends: list[int], threads: list[int]) -> tuple[IntArray, IntArray]:
+    """Places of the events that others lie in, -1 for none, and in how many; outer ones first."""
+    parents, depths = [_NONE] * len(starts), [0] * len(starts)
     around: list[int] = []
-    starts, ends = trace.start_ns.tolist(), trace.end_ns.tolist()
-    threads = trace.thread.tolist()
-    for event in order.tolist():
-        while around and (
-            threads[around[-1]] != threads[event] or ends[around[-1]] <= starts[event]
-        ):
+    thread = _NONE
+    for place, start in enumerate(starts):
+        if threads[place] != thread:
+            around.clear()
+            thread = threads[place]
+        while around and ends[around[-1]] <= start:
             around.pop()
         if around:
-            parent[event] = around[-1]
-            self_ns[around[-1]] -= min(ends[event], ends[around[-1]]) - starts[event]
-        around.append(event)
-    return Nesting(parent=parent, self_ns=self_ns, order=order)
+            parents[place] = around[-1]
+            depths[place] = len(around)
+        around.append(place)
+    return np.array(parents, dtype=np.int64), np.array(depths, dtype=np.int64)
