@@ -109,7 +109,7 @@ def run(
     """Measure the full product of the axes and save it as a run.
 
     Exit code 0: every scenario ok, or skipped with a reason; 1: some failed, all others are
-    saved; 2: bad usage.
+    saved; 2: bad usage; 130: interrupted, what is finished is saved.
     """
     from stepmark.cli import axes, run_command
     from stepmark.scenario import Plan
@@ -253,7 +253,7 @@ def gate(
     """Measure two revisions in turns on this machine and decide whether head is slower.
 
     Exit code 0: clean; 1: a regression; 2: bad usage; 3: not comparable, or missing on one side;
-    4: inconclusive; 5: nothing was measured.
+    4: inconclusive; 5: nothing was measured; 130: interrupted.
     """
     from stepmark.cli import axes, gate_command
 
