@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-import stepmark
 from stepmark import profiling, session
 from stepmark.calibration import calibrate
 from stepmark.errors import StepmarkError
@@ -52,7 +51,8 @@ OUT_OF_MEMORY = (
 # Files of code that nobody who reads a reason has written: stepmark, torch and what it uses,
 # Python's own, and what is in no file.
 _NOT_THEIR_OWN = (
-    *(str(Path(module.__file__ or "?").parent) for module in (stepmark, traceback)),
+    str(Path(__file__).parents[1]),
+    str(Path(traceback.__file__).parent),
     str(Path(torch.__file__).parents[1]),
     "<",
 )
