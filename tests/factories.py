@@ -241,7 +241,7 @@ def make_profile(scenario: Scenario | None = None, *, device: int | None = 0) ->
     )  # fmt: skip
     rank = RankProfile(
         rank=0, device_name="Example GPU", trace="mlp.rank0.trace.json.gz",
-        detail="mlp.rank0.detail.json.gz", snapshot="",
+        detailed_trace="mlp.rank0.detail.json.gz", snapshot="",
         num_steps=2, profiled_step_s=0.01, plain_step_s=0.008,
         ledger=(
             Holding(name="parameters", predicted_bytes=4 * MIB, measured_bytes=4 * MIB),

@@ -3,8 +3,12 @@
 import dataclasses
 import json
 import math
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,10 +21,13 @@ from torchvision.datasets import ImageFolder
 
 from stepmark import ceilings
 from stepmark.ceilings import Ceiling, Ceilings, attach, datasheet_peak, merged
+from stepmark.cli.calibrate_command import _noted
 from stepmark.errors import StoreError
+from stepmark.nvml.tape import Series, Tape
 from stepmark.probes.traffic import count_traffic
 from stepmark.record import Reading
-from stepmark.scenario import Precision
+from stepmark.runner import Runner
+from stepmark.scenario import Plan, Precision
 from stepmark.store import open_run
 from stepmark.workload import Workload
 
@@ -136,6 +143,70 @@ def test_what_a_step_moves_is_counted_by_shapes() -> None:
     }
 
 
+def test_what_cannot_be_looked_into_is_empty_and_never_zero_nor_a_failure() -> None:
+    class Graph:
+        x = torch.zeros(8, 10)
+
+    class Own:
+        @property
+        def samples(self) -> None:
+            raise RuntimeError("not yet")
+
+        def __len__(self) -> int:
+            return 8
+
+        def __getitem__(self, index: int) -> int:
+            return index
+
+    workload = Workload(
+        model=torch.nn.Linear(1, 1),
+        dataset=Own(),  # type: ignore[arg-type]
+        loss_fn=torch.nn.functional.cross_entropy,
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    (reading,) = count_traffic(workload, make_scenario(device="cuda"), (Graph(), torch.zeros(3)))
+    assert reading.value is None
+    assert reading.note.endswith("looked into (Graph)")
+
+
+def test_measuring_from_python_is_held_against_what_was_calibrated_here(tmp_path: Path) -> None:
+    code = """
+from pathlib import Path
+from stepmark import Plan, Scenario, ceilings, measure
+from stepmark.ceilings import Ceiling, Ceilings
+
+scenario = Scenario(workload="mlp-mse", device="cpu", threads=1)
+before = measure(scenario, Plan(steps=3, warmup=0))
+item = Ceiling(
+    name="compute", unit="flop/s", value=1e11, device="cpu", precision="fp32", threads=1
+)
+known = Ceilings(hardware={}, software={}, measured_at="2026-01-02", items=(item,))
+ceilings.save(Path("results"), before.machine, known)
+after = measure(scenario, Plan(steps=3, warmup=0))
+print(*(result.reading_of_any("attainable_compute") for result in (before, after)))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["None", "100000000000.0"], done.stderr
+
+
+def test_what_disturbed_a_calibration_is_told_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is too hot, and one that nobody could look at."""
+    hot = Series(at_s=(time.monotonic(),), values=(64.0,))
+    tapes = {"GPU-1": Tape(series={"clock_reasons": hot}), "GPU-2": Tape(error="Driver Not Loaded")}
+    with Runner() as runner:
+        monkeypatch.setattr(runner, "_carry_out", lambda *_: SimpleNamespace(ending="ended"))
+        monkeypatch.setattr(runner._sampler, "cut", lambda: tapes)
+        ending, remarks = runner.calibrate(make_scenario(), Plan())
+    assert ending == "ended"
+    slowed, blind = (next(r for r in remarks if r.startswith(uuid)) for uuid in tapes)
+    assert "the GPU was slowed down" in slowed
+    assert "Driver Not Loaded" in blind
+    noted = _noted(compute(1e12, device="cuda"), remarks)
+    assert slowed in noted.note
+
+
 @pytest.mark.parametrize(("suffix", "expected"), [("jpg", 32 * 3 * 0.5 * (400 + 1600)), ("png", 0)])
 def test_files_of_jpeg_are_known_by_their_headers(
     tmp_path: Path, suffix: str, expected: float
@@ -220,6 +291,10 @@ def test_ceilings_are_of_one_hardware_and_software(tmp_path: Path) -> None:
     path = ceilings.save(tmp_path, here, CPU)
     assert ceilings.load(tmp_path, here) == CPU
     assert ceilings.load(tmp_path, elsewhere) is None
+    unnumbered = json.loads(path.read_text())
+    del unnumbered["schema"]
+    path.write_text(json.dumps(unnumbered))
+    assert ceilings.load(tmp_path, here) == CPU, "as they were once written"
     path.write_text("{}")
     with pytest.raises(StoreError, match="run 'stepmark calibrate' again"):
         ceilings.load(tmp_path, here)

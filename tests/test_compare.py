@@ -487,6 +487,7 @@ def test_runs_without_a_common_scenario_are_not_passed(tmp_path: Path) -> None:
         ("0.69210773706, 0.69 after 3 steps", "0.6931239366, 0.69 after 3 steps", "0.692108, 0.69"),
         ("2.3000000001 after 3 steps", "2.3000000002 after 3 steps", "2.3000000001 after"),
         ("64", "65", "loss 64 -> 65"),
+        ("0.6921077, 0.500000001", "0.7021077, 0.500000002", "0.500000001 -> "),
     ],
 )
 def test_exact_figures_are_shown_with_as_many_digits_as_tell_them_apart(

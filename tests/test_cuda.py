@@ -160,6 +160,16 @@ def test_a_profile_sums_to_wall_time_and_names_who_waits(tmp_path: Path) -> None
     assert sizes["cached"] >= 0
     assert sizes["workspace and the rest"] > -(1 << 20)
     assert (tmp_path / "results" / "p" / "profiles" / found["ranks"][0]["snapshot"]).is_file()
+    timeline = found["timeline"]
+    assert timeline["device"] == 0
+    assert all(
+        reserved >= allocated > 0
+        for reserved, allocated in zip(
+            timeline["reserved_bytes"], timeline["allocated_bytes"], strict=True
+        )
+    )
+    # Parameters, gradients and Adam's state of 1.06 million, and then activations.
+    assert 16 * 1_060_000 < max(timeline["allocated_bytes"]) < 100 << 20
 
 
 def test_the_device_is_found_by_its_uuid_and_what_it_attains_is_measured(tmp_path: Path) -> None:
@@ -174,3 +184,5 @@ def test_the_device_is_found_by_its_uuid_and_what_it_attains_is_measured(tmp_pat
     assert measured.returncode == 0, measured.stderr
     (result,) = open_run("r", tmp_path / "results").results
     assert 0 < result.row()["attainable_fraction"] < 1
+    assert result.reading("h2d_bytes_per_step") == 4096 * (1024 * 4 + 8)
+    assert result.reading_of_any("attainable_h2d") == found["h2d_pageable", ""]

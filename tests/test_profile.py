@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 from commands import stepmark
+from factories import make_profile
 from torch import Tensor, nn
 
 from stepmark.devices import BACKENDS
 from stepmark.devices.base import DeviceMemory
 from stepmark.loop import Training, train
 from stepmark.probes.ledger import HeldMemory, MakeOptimizer
-from stepmark.profile import Holding
+from stepmark.profile import Holding, summarize
+from stepmark.result import Outcome
 from stepmark.store import open_run
 from stepmark.trace import attribute, break_down, read_trace
 from stepmark.trace.attribution import OUTSIDE
@@ -304,3 +306,11 @@ def test_bad_usage_is_one_line_and_exit_code_2(
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_trace_that_is_gone_is_a_failed_profile(tmp_path: Path) -> None:
+    found = dataclasses.replace(make_profile(), totals=(), attribution=None)
+    lost = summarize(found, tmp_path)
+    assert lost.outcome is Outcome.FAILED
+    assert "mlp.rank0.trace.json.gz: cannot be read" in lost.reason
+    assert lost.ranks == ()

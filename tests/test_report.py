@@ -572,7 +572,8 @@ def test_the_ceiling_that_holds_a_step_back_is_named(
     [
         ("h2d_bytes_per_step", "attainable_h2d", FED, "copies"),
         ("all_reduce_bytes_per_step", "attainable_all_reduce", FED, "all-reduce"),
-        ("jpeg_pixels_per_step", "attainable_jpeg_decode", FED, "JPEG decoding"),
+        # Workers decode beside the step, which does not wait for them.
+        ("jpeg_pixels_per_step", "attainable_jpeg_decode", FED, "compute"),
         ("jpeg_pixels_per_step", "attainable_jpeg_decode", WAITING, "data: JPEG decoding"),
         ("h2d_bytes_per_step", "attainable_h2d", WAITING, "data"),
     ],
@@ -586,6 +587,28 @@ def test_copies_gradients_and_files_hold_steps_back_too(
         Reading(name=attainable, unit="bytes/s", scope="rank", value=1e9),
     )
     assert binding(make_result(shares=shares, rank={"readings": (*WORK, *work)})) == expected
+
+
+def test_a_ceiling_that_is_not_known_is_not_acquitted_and_others_need_no_flops() -> None:
+    idle = dataclasses.replace(WORK[0], value=3.2e8), *WORK[1:]
+    gradients = Reading(name="all_reduce_bytes_per_step", unit="bytes", scope="rank", value=45e6)
+    assert binding(make_result(shares=FED, rank={"readings": idle})) == "none of these"
+    assert binding(make_result(shares=FED, rank={"readings": (*idle, gradients)})) == ""
+    rate = Reading(name="attainable_all_reduce", unit="bytes/s", scope="rank", value=1e9)
+    found = make_result(shares=FED, rank={"readings": (gradients, rate)})
+    assert binding(found) == "all-reduce"
+    nothing = make_result(shares=FED)
+    assert binding(nothing) == ""
+
+
+def test_what_needs_no_flops_is_in_the_table_without_them(tmp_path: Path) -> None:
+    readings = (
+        Reading(name="flops_per_step", unit="flop", scope="node", value=None, note="an LSTM"),
+        Reading(name="h2d_bytes_per_step", unit="bytes", scope="rank", value=45e6),
+        Reading(name="attainable_h2d", unit="bytes/s", scope="rank", value=1e9),
+    )
+    _, markdown = rendered(tmp_path, make_run(make_result(shares=FED, rank={"readings": readings})))
+    assert "| 70 % | copies |" in markdown
 
 
 @pytest.mark.parametrize(("flops", "expected"), [(3.2e9, "compute"), (3.2e8, "")])

@@ -355,6 +355,8 @@ def test_an_exception_is_a_failure_with_its_text_and_traceback(
     assert result.outcome is Outcome.FAILED
     assert reason in result.reason
     assert "\n" not in result.reason
+    if "the reason" in reason:
+        assert re.search(r"\(workload_\w+\.py, line \d+\)$", result.reason)
     assert "Traceback (most recent call last)" in result.detail
     assert "workload_" in result.detail
     assert result.ranks == ()
@@ -363,6 +365,7 @@ def test_an_exception_is_a_failure_with_its_text_and_traceback(
 def test_an_exception_with_a_text_of_any_kind_can_be_saved(same_host: Bench) -> None:
     result = same_host.run(forward=r"raise ValueError('bad name \udcff' + 'x' * 1_000_000)")
     assert result.reason.startswith(r"ValueError: bad name \udcffxxx")
+    assert re.search(r"xxx \.\.\. \(workload_\w+\.py, line \d+\)$", result.reason)
     assert len(result.reason) < 1000
     assert len(result.detail) < 50_000
     RunFolder.create(

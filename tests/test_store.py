@@ -20,7 +20,9 @@ from stepmark.scenario import Plan, Precision, Scenario
 from stepmark.store import RunFolder, RunPlan
 from tests.factories import make_result, make_run, make_scenario, save_run
 
-GOLDEN_V1, GOLDEN = (Path(__file__).parent / "golden" / f"result_v{n}.json" for n in (1, 2))
+GOLDEN_V1, GOLDEN_V2, GOLDEN = (
+    Path(__file__).parent / "golden" / f"result_v{n}.json" for n in (1, 2, 3)
+)
 
 # Every field of a result, each with a value of its own. Files of this format are in users' hands:
 # a change here needs a new SCHEMA, a new golden file, and the older ones still read.
@@ -154,7 +156,9 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 @pytest.mark.parametrize(
-    ("golden", "result"), [(GOLDEN_V1, RESULT_V1), (GOLDEN, RESULT_V2)], ids=["v1", "v2"]
+    ("golden", "result"),
+    [(GOLDEN_V1, RESULT_V1), (GOLDEN_V2, RESULT_V2), (GOLDEN, RESULT_V2)],
+    ids=["v1", "v2", "v3"],
 )
 def test_the_golden_file_reads_back_as_exactly_this_result(
     folder: RunFolder, golden: Path, result: Result
@@ -216,7 +220,7 @@ def without(name: str) -> str:
         (edited(schema=None), "not a file of this suite"),
         (edited(schema=True), "not a file of this suite"),
         (edited(schema=0), "not a file of this suite"),
-        (edited(schema=3), "format 3 is newer than 2.*; update stepmark to read it"),
+        (edited(schema=4), "format 4 is newer than 3.*; update stepmark to read it"),
         (edited(colour="red"), r"not a file of this suite \(Result: unknown field 'colour'\)"),
         (edited(wall_s="12"), "Result.wall_s: expected float, found str"),
         (edited(repeat=1.0), "Result.repeat: expected int, found float"),
@@ -583,7 +587,7 @@ def test_a_file_without_a_benchmark_of_ours_is_refused_as_such(tmp_path: Path) -
         ('{"benchmarks": [3]}', "not a pytest-benchmark file"),
         ('{"benchmarks": [{"extra_info": null}]}', "not a pytest-benchmark file"),
         ('{"benchmarks": [{"extra_info": {"stepmark": 1}}]}', "not a file of this suite"),
-        ('{"benchmarks": [], "stepmark": {"schema": 3}}', "format 3 is newer than 2"),
+        ('{"benchmarks": [], "stepmark": {"schema": 4}}', "format 4 is newer than 3"),
         ('{"benchmarks": [], "stepmark": {"schema": 1}}', "not a "),
         ('{"benchmarks": [], "stepmark": {"schema": 1, "results": null}}', "not a "),
         ('{"benchmarks": [], "stepmark": {"schema": 1, "results": [{}]}}', "Result: .*missing"),

@@ -316,6 +316,23 @@ def test_a_file_is_read_packed_or_not(tmp_path: Path) -> None:
     assert seconds(break_down(read_trace(plain)))[0] == 3
 
 
+def test_only_the_list_of_events_counts_wherever_it_stands(tmp_path: Path) -> None:
+    marked = step(1, 0, 3)
+    marked["args"] = {"traceEvents": [step(2, 0, 9)], "quoted": 'a "]" and {'}
+    data = {"first": {"traceEvents": [step(3, 0, 8)]}, "traceEvents": [marked], "last": [{}, "]"]}
+    path = tmp_path / "trace.json"
+    for text in (json.dumps(data), "\ufeff" + json.dumps(data, indent=1)):
+        path.write_text(text, encoding="utf-8")
+        assert seconds(break_down(read_trace(path)))[0] == 3
+    path.write_text('{"traceEvents": []}')
+    assert len(read_trace(path)) == 0
+
+
+def timed(start: str, more: bytes = b"") -> bytes:
+    event = b'{"ph": "X", "name": "x", "dur": 1, "ts": ' + start.encode() + more + b"}"
+    return b'{"traceEvents": [' + event + b"]}"
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -327,6 +344,15 @@ def test_a_file_is_read_packed_or_not(tmp_path: Path) -> None:
         (b"{}", "has no list of 'traceEvents'"),
         (b'{"traceEvents": [{"ph": "X", "dur": 1}]}', "no trace of torch.profiler"),
         (b'{"traceEvents": [1]}', "no trace of torch.profiler"),
+        (b'{"a": 1}', "has no list of 'traceEvents'"),
+        (b'{"traceEvents": {}}', "has no list of 'traceEvents'"),
+        (b'{"traceEvents": []} x', "more at character 20"),
+        (b'{"traceEvents": [{}', "no '\\]' at character"),
+        (b'{"traceEvents": [{},]}', "no chrome trace, or cut off"),
+        (b'{"a": ' + b"[" * 100_000, "RecursionError|no chrome trace"),
+        (timed("NaN"), "a time that is no number"),
+        (timed("1e400"), "a time that is no number"),
+        (timed("1", b', "args": {"correlation": 99999999999999999999}'), "OverflowError"),
     ],
     ids=str,
 )
@@ -446,12 +472,14 @@ def test_memory_of_a_host_alone_has_no_reserve_and_keeps_its_peak_when_it_is_thi
     assert list(found.at_s) == sorted(set(found.at_s))
     assert (found.peak_bytes, found.peak_phase) == (5000, "other")
     assert found.at_s[found.allocated_bytes.index(5000)] == pytest.approx(3210e-6)
+    assert found.at_s[-1] == pytest.approx(4999e-6), "what is freed at the end is seen"
     for at_s, level in zip(found.at_s, found.allocated_bytes, strict=True):
         assert levels[round(at_s * 1e6)] == level
 
 
 def test_a_trace_without_allocations_has_no_timeline() -> None:
     assert memory_timeline(from_events([])) is None
+    assert memory_timeline(from_events([allocation(5, 100)])) is None, "of no step"
     older = allocation(5, 100)
     del older["args"]["Total Allocated"]  # as profilers before it told the total
     before = allocation(1, 100)

@@ -170,7 +170,7 @@ def attach(result: Result, ceilings: Ceilings | None) -> Result:
 
 def _readings(result: Result, ceilings: Ceilings) -> Iterator[Reading]:
     scenario, num_threads = result.scenario, result.ranks[0].num_threads
-    note = f"as calibrated on this machine ({ceilings.measured_at[:10]})"
+    note = f"as calibrated on this machine (last on {ceilings.measured_at[:10]})"
     for name, unit, scope, value in (
         ("attainable_compute", "flop/s", "node", ceilings.compute(scenario, num_threads)),
         ("attainable_memory", "bytes/s", "node", ceilings.memory(scenario, num_threads)),

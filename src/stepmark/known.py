@@ -31,7 +31,7 @@ def load(kind: type[T], results: Path, folder: str, machine: Machine, remedy: st
     path = _path(results, folder, machine)
     if not path.exists():
         return None
-    return files.read(path, kind, f"remove it, and {remedy}")
+    return files.read(path, kind, f"remove it, and {remedy}", numbered=False)
 
 
 def save(value: Any, results: Path, folder: str, machine: Machine) -> Path:

@@ -79,7 +79,7 @@ def profile(
         rank=place.rank,
         device_name=device.name,
         trace=trace.name,
-        detail=detail.name,
+        detailed_trace=detail.name,
         snapshot=snapshot,
         num_steps=num_steps,
         profiled_step_s=profiled_s / num_steps,

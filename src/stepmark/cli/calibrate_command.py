@@ -45,6 +45,7 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
     interrupt_once(signal.SIGINT)
     found: list[Ceiling] = []
     failures: list[str] = []
+    warnings: list[str] = []
     path: Path | None = None
     try:
         with Display(sys.stderr) as display, Runner(display.on_stage) as runner:
@@ -52,20 +53,18 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
             machine = runner.machine
             asked = list(_scenarios(_kinds(device, machine), machine))
             display.begin(len(asked))
-            for remark in machine.unfit:
-                display.warn(f"this machine is unfit to measure on: {remark}")
+            warnings += [f"this machine is unfit to measure on: {r}" for r in machine.unfit]
             known = ceilings.load(results, machine)
             measured_at = datetime.now(UTC).isoformat(timespec="seconds")
             for scenario in asked:
                 display.on_begin(f"calibrating {scenario.device}", 0)
-                ending, unfit = runner.calibrate(scenario, plan)
+                ending, remarks = runner.calibrate(scenario, plan)
                 display.on_done()
-                for reason in unfit:
-                    display.warn(f"calibrating {scenario.device}: {reason}")
+                warnings += [f"calibrating {scenario.device}: {remark}" for remark in remarks]
                 if ending.outcome is not Outcome.OK:
                     failures.append(f"{scenario.device}: {ending.outcome}: {ending.reason}")
                     continue
-                found += (_noted(ceiling, unfit) for ceiling in ending.answers[0])
+                found += (_noted(ceiling, remarks) for ceiling in ending.answers[0])
                 now = Ceilings(
                     hardware=machine.hardware,
                     software=machine.software,
@@ -77,16 +76,16 @@ def calibrate(device: str, results: Path, timeout: float, *, json: bool) -> int:
         print(f"interrupted{f'; what was found is in {path}' if path else ''}", file=sys.stderr)
         return INTERRUPTED
     show(_as_json(found) if json else "\n".join(_table(found)) + "\n")
-    for failure in failures:
-        print(failure, file=sys.stderr)
+    for line in (*(f"warning: {warning}" for warning in dict.fromkeys(warnings)), *failures):
+        print(line, file=sys.stderr)
     if path is not None:
         print(f"saved: {path}", file=sys.stderr)
     return int(bool(failures))
 
 
-def _noted(ceiling: Ceiling, unfit: Sequence[str]) -> Ceiling:
-    """A ceiling with what disturbed its measuring."""
-    return dataclasses.replace(ceiling, note="; ".join([ceiling.note, *unfit]))
+def _noted(ceiling: Ceiling, remarks: Sequence[str]) -> Ceiling:
+    """A ceiling with what may have disturbed its measuring."""
+    return dataclasses.replace(ceiling, note="; ".join([ceiling.note, *remarks]))
 
 
 def _kinds(device: str, machine: Machine) -> list[str]:

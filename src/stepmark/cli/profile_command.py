@@ -49,10 +49,10 @@ def profile(
             display.on_start()
             (scenario,) = suite.resolve(scenarios, runner)
             folder = suite.begin(results, name, [scenario], plan)
+            known = ceilings.load(results, runner.machine)
             display.begin(1)
             display.on_begin(scenario.id, 0)
-            result = runner.run(scenario, plan)
-            result = ceilings.attach(result, ceilings.load(results, runner.machine))
+            result = ceilings.attach(runner.run(scenario, plan), known)
             folder.save(result)
             if result.outcome is not Outcome.OK:
                 return _failed(result)
@@ -64,6 +64,7 @@ def profile(
         print(f"interrupted{where}", file=sys.stderr)
         return INTERRUPTED
     if found.outcome is not Outcome.OK:
+        print(f"what was measured without the profiler is in {folder.path}", file=sys.stderr)
         return _failed(found)
     if json:
         show(output.as_json(found, prefix.parent))

@@ -176,12 +176,12 @@ def _summary(results: list[Result]) -> list[str]:
     if rows:
         header = ("scenario", "repeats", "median samples/s", "range", "apart")
         lines += ["", *aligned(header, rows)]
-    brief = [r for r in results if r.ranks and r.row()["window_s"] < _BRIEF_S]
-    if brief:
-        shortest = min(r.row()["window_s"] for r in brief)
+    windows_s = [result.row()["window_s"] for result in results if result.ranks]
+    num_brief = sum(window_s < _BRIEF_S for window_s in windows_s)
+    if num_brief:
         lines.append(
-            f"{len(brief)} of {len(results)} windows are brief (the briefest took "
-            f"{format_seconds(shortest)}), so a single stall weighs much: give more --steps"
+            f"{num_brief} of {len(windows_s)} windows are brief (the briefest took "
+            f"{format_seconds(min(windows_s))}), so a single stall weighs much: give more --steps"
         )
     return lines
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from stepmark.columns import aligned
-from stepmark.compare.verdict import Comparison, Verdict, drift, exit_code
+from stepmark.compare.verdict import Comparison, Counter, Verdict, drift, exit_code
 from stepmark.errors import StoreError
 from stepmark.units import format_change, format_percent, format_seconds
 
 _HEADER = ("scenario", "base", "head", "change", "interval", "detectable", "verdict")
 _EMPTY = "-"
-_FRACTION = re.compile(r"-?\d+\.\d+(e[+-]?\d+)?")
+_FRACTION = re.compile(r"-?\d+\.\d+(?:e[+-]?\d+)?")
 
 Skipped = Mapping[str, str]
 _NONE: Skipped = {}
@@ -158,16 +158,26 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
 def _in_words(comparison: Comparison) -> str:
     """Reason, exact figures that differ, remarks."""
     counters = [
-        f"{c.name} {' -> '.join(_rounded(c.base, c.head))}{' (grew)' if c.is_regression else ''}"
+        f"{c.name} {' -> '.join(_shown(c))}{' (grew)' if c.is_regression else ''}"
         for c in comparison.counters
     ]
     return "; ".join(filter(None, [comparison.reason, *counters, *comparison.remarks]))
 
 
-def _rounded(base: str, head: str) -> tuple[str, str]:
-    """Exact figures as they are read: with few digits, if these still tell them apart."""
-    shorter = tuple(_FRACTION.sub(lambda found: f"{float(found[0]):.6g}", t) for t in (base, head))
-    return (shorter[0], shorter[1]) if shorter[0] != shorter[1] else (base, head)
+def _shown(counter: Counter) -> tuple[str, str]:
+    """Both sides' figures; losses with few digits, where these still tell them apart."""
+    whole = (counter.base, counter.head)
+    if "loss" not in counter.name:
+        return whole
+    then, now = (_FRACTION.findall(text) for text in whole)
+    if any(a != b and _rounded(a) == _rounded(b) for a, b in zip(then, now, strict=False)):
+        return whole
+    base, head = (_FRACTION.sub(lambda found: _rounded(found[0]), text) for text in whole)
+    return base, head
+
+
+def _rounded(number: str) -> str:
+    return f"{float(number):.6g}"
 
 
 def _closing(comparisons: Sequence[Comparison], skipped: Skipped) -> list[str]:

@@ -7,6 +7,6 @@ that measures starts it (`client`) and cuts its tapes at the windows' edges (`ta
 from stepmark.nvml.client import SamplerProcess
 from stepmark.nvml.joining import join
 from stepmark.nvml.limits import power_limit_w
-from stepmark.nvml.tape import Tape, readings, unfit
+from stepmark.nvml.tape import Tape, blind, readings, unfit
 
-__all__ = ["SamplerProcess", "Tape", "join", "power_limit_w", "readings", "unfit"]
+__all__ = ["SamplerProcess", "Tape", "blind", "join", "power_limit_w", "readings", "unfit"]

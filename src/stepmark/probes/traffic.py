@@ -1,5 +1,6 @@
 """What one rank's step moves and decodes beside its arithmetic, from shapes and files' headers."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,10 @@ from stepmark.workload import Workload
 # Headers of so many files, spread over all of them, tell how large the others are.
 _READ = 16
 _JPEG = (".jpg", ".jpeg")
+# Datasets around datasets that are looked into.
+_DEEPEST = 10
+# What a batch may hold for its tensors to be all that is copied.
+_OPEN = (torch.Tensor, str, bytes, int, float, complex, bool, type(None))
 
 
 def count_traffic(workload: Workload, scenario: Scenario, batch: Any) -> Iterator[Reading]:
@@ -27,14 +32,20 @@ def count_traffic(workload: Workload, scenario: Scenario, batch: Any) -> Iterato
         batch: one micro-batch, or its like on the meta device.
     """
     if scenario.device != "cpu":
-        tensors = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor)]
-        yield Reading(
+        leaves = tree_leaves(batch)
+        closed = {type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _OPEN)}
+        tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+        counted = Reading(
             name="h2d_bytes_per_step",
             unit="bytes",
             scope="rank",
             value=float(scenario.accumulation * size_of(tensors)),
             note="batches of one rank that are copied to its device",
         )
+        if closed:
+            note = f"not counted: a batch has parts that cannot be looked into ({min(closed)})"
+            counted = dataclasses.replace(counted, value=None, note=note)
+        yield counted
     if scenario.world_size > 1:
         trained = (p for p in workload.model.parameters() if p.requires_grad)
         yield Reading(
@@ -61,9 +72,11 @@ def _jpeg_pixels(dataset: Dataset[Any]) -> float | None:
     As torchvision's ``ImageFolder`` does, in ``samples``; also inside of a ``Subset`` or another
     one that keeps what it wraps in ``dataset``.
     """
-    while not hasattr(dataset, "samples") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
     try:
+        for _ in range(_DEEPEST):
+            if hasattr(dataset, "samples"):
+                break
+            dataset = dataset.dataset  # type: ignore[attr-defined]
         paths = [path for path, _ in dataset.samples]  # type: ignore[attr-defined]
         if not paths or not all(str(path).lower().endswith(_JPEG) for path in paths):
             return None
@@ -72,6 +85,6 @@ def _jpeg_pixels(dataset: Dataset[Any]) -> float | None:
         for path in (paths[k * len(paths) // num_read] for k in range(num_read)):
             with Image.open(path) as image:
                 sizes.append(image.width * image.height)
-    except (AttributeError, TypeError, ValueError, OSError):
-        return None  # whatever else it calls its samples
+    except Exception:  # noqa: BLE001 - it may call anything its samples, and any file a JPEG
+        return None
     return sum(sizes) / len(sizes)

@@ -42,7 +42,7 @@ def _ranks(profile: Profile) -> list[str]:
     """Ranks beside each other; nothing for one alone."""
     if len(profile.ranks) == 1:
         return []
-    parts = profile.totals[0].parts
+    parts = profile.parts
     rows = [
         (
             str(rank.rank),
@@ -80,7 +80,7 @@ def _remarks(profile: Profile, folder: Path) -> list[str]:
     lines += [f"note: {note}" for note in first.notes]
     for rank in profile.ranks:
         where = f" of rank {rank.rank}" if len(profile.ranks) > 1 else ""
-        files = {"trace": rank.trace, "in detail": rank.detail, "memory": rank.snapshot}
+        files = {"trace": rank.trace, "in detail": rank.detailed_trace, "memory": rank.snapshot}
         lines += [f"{what}{where}: {folder / name}" for what, name in files.items() if name]
     lines.append("open a trace at https://ui.perfetto.dev")
     return lines

@@ -34,8 +34,8 @@ class RankProfile:
         rank: its number.
         device_name: the device it ran on.
         trace: name of its chrome trace, in the folder of the profile.
-        detail: of another one, of two steps, with allocations; on an accelerator with Python's
-            stacks, too, which show where the host waits for it.
+        detailed_trace: of another one, of two steps, with allocations; on an accelerator with
+            Python's stacks, too, which show where the host waits for it.
         snapshot: of its memory snapshot; empty where the device has none.
         num_steps: steps in the trace.
         profiled_step_s: the mean of these, synchronized at both ends.
@@ -48,7 +48,7 @@ class RankProfile:
     rank: int
     device_name: str
     trace: str
-    detail: str
+    detailed_trace: str
     snapshot: str
     num_steps: int
     profiled_step_s: float
@@ -88,3 +88,8 @@ class Profile:
     attribution: Attribution | None = None
     timeline: Timeline | None = None
     detail: str = ""
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Names of the parts of `totals`, with their fields; an accelerator's if any has one."""
+        return max(self.totals, key=lambda total: total.device is not None).parts

@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from stepmark.profile.record import Profile, RankProfile
-from stepmark.scenario import Scenario
+from stepmark.errors import StoreError
+from stepmark.profile.record import Profile
+from stepmark.result import Outcome
 from stepmark.trace import Attribution, attribute, break_down, memory_timeline, read_trace
 from stepmark.trace.attribution import Wait
 
@@ -14,30 +14,29 @@ from stepmark.trace.attribution import Wait
 _KEPT = 30
 
 
-def summarize(
-    scenario: Scenario, folder: Path, *, ranks: Sequence[RankProfile], **fields: Any
-) -> Profile:
-    """Read what the ranks wrote.
+def summarize(found: Profile, folder: Path) -> Profile:
+    """A profile with what its ranks wrote; a failed one if that cannot be read.
 
     Args:
-        scenario: that was profiled.
+        found: what the ranks said; as it is, if they failed.
         folder: of the traces.
-        ranks: what they said; none if they failed.
-        fields: of `Profile`.
-
-    Raises:
-        StoreError: a trace cannot be read.
     """
-    found = Profile(scenario=scenario, ranks=tuple(ranks), **fields)
-    if not ranks:
+    if not found.ranks:
         return found
-    first, *others = ranks
-    trace, detail = (read_trace(folder / name) for name in (first.trace, first.detail))
+    try:
+        return _read(found, folder)
+    except StoreError as error:
+        return dataclasses.replace(found, outcome=Outcome.FAILED, reason=str(error), ranks=())
+
+
+def _read(found: Profile, folder: Path) -> Profile:
+    first, *others = found.ranks
+    trace, detail = (read_trace(folder / name) for name in (first.trace, first.detailed_trace))
     attribution = attribute(trace)
     waits = _with_lines(attribution.waits, attribute(detail).waits)
     attribution = dataclasses.replace(attribution, waits=tuple(waits))
     total = break_down(trace)
-    if total.device is None and scenario.device == "cuda":
+    if total.device is None and found.scenario.device == "cuda":
         blind = "the trace has no work of the device: is another profiler attached to it?"
         first = dataclasses.replace(first, notes=(*first.notes, blind))
     return dataclasses.replace(

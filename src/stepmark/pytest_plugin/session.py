@@ -66,8 +66,8 @@ class Session:
             if saved is not None and not saved.reason.startswith(SPOILT):
                 suite.check_resumable(saved, folder, plan, runner)
                 return self._keep(saved)
-        result = runner.run(scenario, plan, repeat=repeat)
-        result = ceilings.attach(result, ceilings.load(self._results, runner.machine))
+        known = ceilings.load(self._results, runner.machine)
+        result = ceilings.attach(runner.run(scenario, plan, repeat=repeat), known)
         if folder is not None:
             folder.save(result)
         return self._keep(result)

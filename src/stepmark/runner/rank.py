@@ -5,6 +5,7 @@ import faulthandler
 import io
 import itertools
 import os
+import re
 import sys
 import time
 import traceback
@@ -51,11 +52,14 @@ OUT_OF_MEMORY = (
 # Files of code that nobody who reads a reason has written: stepmark, torch and what it uses,
 # Python's own, and what is in no file.
 _NOT_THEIR_OWN = (
-    str(Path(__file__).parents[1]),
-    str(Path(traceback.__file__).parent),
-    str(Path(torch.__file__).parents[1]),
+    f"{Path(__file__).parents[1]}{os.sep}",
+    f"{Path(traceback.__file__).parent}{os.sep}",
+    f"{Path(torch.__file__).parents[1]}{os.sep}",
     "<",
 )
+
+# Of a frame, in a traceback as text.
+_PLACE = re.compile(r'^ *File "(.*)", line (\d+)', re.MULTILINE)
 
 LONGEST_REASON = 400  # characters; the detail holds the rest of it
 LONGEST_DETAIL = 20_000  # characters; what is cut off is the beginning, which is stepmark's own
@@ -94,7 +98,7 @@ def main(order_json: str) -> None:
                 rank=rank,
                 at_s=time.monotonic(),
                 outcome=Outcome.OOM if _out_of_memory(error) else Outcome.FAILED,
-                reason=_writable(_reason(error)[:LONGEST_REASON]),
+                reason=_writable(_reason(error)),
                 detail=_writable(traceback.format_exc()[-LONGEST_DETAIL:]),
             )
         )
@@ -207,9 +211,11 @@ def _reason(error: BaseException) -> str:
 def _where(error: BaseException) -> str:
     """The line of somebody's own code that an exception came from; empty if it came from none."""
     first = list(_causes(error))[-1]
-    frames = traceback.extract_tb(first.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(_NOT_THEIR_OWN)]
-    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
+    places = [(f.filename, f.lineno) for f in traceback.extract_tb(first.__traceback__)]
+    # What a loader worker's exception came from stands in its text alone.
+    places += _PLACE.findall(str(error))
+    own = [(file, line) for file, line in places if not file.startswith(_NOT_THEIR_OWN)]
+    return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
 
 
 def _writable(text: str) -> str:

@@ -122,13 +122,11 @@ class Runner:
         Raises:
             WorkloadError: the workload is known beforehand not to exist.
             RunnerError: no process can be started.
-            StoreError: the trace cannot be read.
         """
         with self._turn:
             done = self._carry_out(scenario, plan, Work.PROFILE, profile_to=str(prefix.absolute()))
-        return profile.summarize(
-            done.scenario,
-            prefix.parent,
+        found = Profile(
+            scenario=done.scenario,
             outcome=done.ending.outcome,
             reason=done.ending.reason,
             detail=done.ending.detail,
@@ -136,6 +134,7 @@ class Runner:
             started_at=done.started_at,
             wall_s=done.wall_s,
         )
+        return profile.summarize(found, prefix.parent)
 
     def calibrate(self, scenario: Scenario, plan: Plan) -> tuple[Ending, tuple[str, ...]]:
         """Measure what the scenario's device can attain at most, in a fresh process.
@@ -145,7 +144,8 @@ class Runner:
             plan: its timeout.
 
         Returns:
-            How it ended, and why what was found may be too low.
+            How it ended, and remarks: why what was found may be too low, or that nobody could
+            look for it.
 
         Raises:
             RunnerError: no process can be started.
@@ -154,9 +154,14 @@ class Runner:
             start_s = time.monotonic()
             done = self._carry_out(scenario, plan, Work.CALIBRATE)
             end_s = time.monotonic()
-            tapes = self._sampler.cut().values()
-            unfit = (reason for tape in tapes for reason in nvml.unfit(tape, start_s, end_s, 1))
-            return done.ending, tuple(unfit)
+            tapes = self._sampler.cut()
+            remarks = (
+                f"{uuid}: {remark}" if len(tapes) > 1 else remark
+                for uuid, tape in tapes.items()
+                for look in (nvml.unfit, nvml.blind)
+                for remark in look(tape, start_s, end_s, 1)
+            )
+            return done.ending, tuple(remarks)
 
     def _carry_out(
         self, scenario: Scenario, plan: Plan, work: Work = Work.MEASURE, *, profile_to: str = ""

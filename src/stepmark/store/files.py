@@ -1,7 +1,8 @@
 """One value, one JSON file: written whole or not at all, read back strictly.
 
 Format history (`SCHEMA`): 1, first version; 2, when a window began, the device's UUID and power
-limit, why a window is unfit.
+limit, why a window is unfit; 3, profiles with the parts of all ranks and memory over a step (of
+results nothing changed; older profiles are not read).
 """
 
 import json
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from stepmark.codec import DecodeError, decode, encode
 from stepmark.errors import StoreError
 
-SCHEMA = 2
+SCHEMA = 3
 T = TypeVar("T")
 
 
@@ -50,20 +51,22 @@ def write(path: Path, value: Any) -> None:
     write_text(path, json.dumps(data, allow_nan=False) + "\n")
 
 
-def read(path: Path, kind: type[T], remedy: str) -> T:
+def read(path: Path, kind: type[T], remedy: str, *, numbered: bool = True) -> T:
     """A value of this kind that `write` wrote.
 
     Args:
         path: the file.
         kind: a dataclass.
         remedy: what to do if it is damaged.
+        numbered: it has a format's number; files of this kind were once written without.
 
     Raises:
         StoreError: it cannot be read, is damaged, of another shape or of a newer format.
     """
     data = parse(path, remedy)
-    check_schema(data, path, remedy)
-    data.pop("schema")
+    if numbered or (isinstance(data, dict) and "schema" in data):
+        check_schema(data, path, remedy)
+        data.pop("schema")
     try:
         return decode(kind, data)
     except DecodeError as error:

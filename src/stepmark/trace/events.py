@@ -107,7 +107,14 @@ def read_trace(path: Path) -> Trace:
         return from_events(events_of(text))
     except FormatError as error:
         raise StoreError(f"{path}: no chrome trace, or cut off ({error})") from None
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise StoreError(f"{path}: no trace of torch.profiler ({error!r})") from None
 
 
@@ -145,10 +152,13 @@ def from_events(events: Iterable[Mapping[str, Any]]) -> Trace:
         rows.extend(row)
     table = np.array(rows).reshape(-1, 5)
     start_us = np.array(starts)
-    first_us = start_us.min(initial=np.inf)
+    duration_us = np.array(durations)
+    if not (np.isfinite(start_us).all() and np.isfinite(duration_us).all()):
+        raise ValueError("a time that is no number")
+    first_us = float(start_us.min()) if len(start_us) else 0.0
     start_ns = np.rint((start_us - first_us) * 1000)
     # Rounded together, so that an event that ends where another begins still does.
-    end_ns = np.rint((start_us - first_us + np.array(durations)) * 1000)
+    end_ns = np.rint((start_us - first_us + duration_us) * 1000)
     order = np.argsort(start_ns, kind="stable")
     category, name, thread, device, correlation = table[order].T
     return Trace(

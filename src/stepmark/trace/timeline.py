@@ -28,7 +28,7 @@ class Timeline:
 
     Attributes:
         at_s: seconds from the step's beginning, by the host's clock: when it was asked for.
-        allocated_bytes: held then; the highest since the point before.
+        allocated_bytes: held then; of thousands of points the highest ones are kept.
         reserved_bytes: held by the caching allocator; empty on the host, which has none.
         device: index of the accelerator; ``None`` on the host, where only what was allocated
             since the profiler began counts.
@@ -75,10 +75,10 @@ def memory_timeline(trace: Trace) -> Timeline | None:
 
 
 def _highest(values: IntArray, which: IntArray) -> IntArray:
-    """Of each of some pieces of about equal length, the first and the highest one."""
-    pieces = np.array_split(which, min(len(which), _MOST_POINTS // 2))
+    """Of each of some pieces of about equal length, the first and the highest one; and the last."""
+    pieces = np.array_split(which, min(len(which), _MOST_POINTS // 2 - 1))
     highest = [int(piece[np.argmax(values[piece])]) for piece in pieces]
-    return np.unique([*highest, *(int(piece[0]) for piece in pieces)])
+    return np.unique([*highest, *(int(piece[0]) for piece in pieces), int(which[-1])])
 
 
 def _phases(trace: Trace, begin: int, end: int) -> tuple[Span, ...]:

@@ -1,6 +1,6 @@
 """What the profiler found: where steps went, whose work they were, what held the memory."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from stepmark.profile import Profile, RankProfile
@@ -21,18 +21,19 @@ def profiled(material: Material) -> Sequence[Block]:
     blocks: list[Block] = []
     for group, profiles in _groups(material):
         ranks = [rank for label, profile in profiles for rank in _ranks(label, profile)]
+        parts = max(ranks, key=lambda rank: rank.total.device is not None).total.parts
         figure = draw_stacked_bars(
             [rank.label for rank in ranks],
             {
                 name: [getattr(rank.total, field) / len(rank.total.steps) for rank in ranks]
-                for name, field in ranks[0].total.parts.items()
+                for name, field in parts.items()
                 if any(getattr(rank.total, field) for rank in ranks)
             },
             title=group.title,
             quantity="mean step under the profiler",
         )
         blocks.append(Plot(title=f"Profile: {group.title}", figure=figure, wide=True))
-        blocks.append(_parts_table(group, ranks))
+        blocks.append(_parts_table(group, ranks, parts))
         for label, profile in profiles:
             blocks += _of_one(label, profile)
     explained = Paragraph(
@@ -139,8 +140,7 @@ def _groups(material: Material) -> Iterator[tuple[Group, list[tuple[str, Profile
             yield group, found
 
 
-def _parts_table(group: Group, ranks: Sequence[_Rank]) -> Table:
-    parts = ranks[0].total.parts
+def _parts_table(group: Group, ranks: Sequence[_Rank], parts: Mapping[str, str]) -> Table:
     rows = [
         (
             found.label,

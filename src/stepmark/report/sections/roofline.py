@@ -19,7 +19,7 @@ def roofline(material: Material) -> Sequence[Block]:
     """Fractions of the attainable, the roofline, and which ceiling binds."""
     blocks: list[Block] = []
     for group in material.groups():
-        cells = [cell for cell in group.cells if cell.typical.attainable_fraction is not None]
+        cells = [cell for cell in group.cells if shares(cell.typical)]
         if not cells:
             continue
         blocks += _plots(group, cells)
@@ -100,7 +100,8 @@ def _intensity(result: Result) -> float | None:
     flops, moved = (
         result.reading_of_any(name) for name in ("flops_per_step", "least_bytes_per_step")
     )
-    if not flops or not moved or result.reading_of_any("attainable_memory") is None:
+    ceilings = [result.reading_of_any(f"attainable_{name}") for name in ("compute", "memory")]
+    if not flops or not moved or None in ceilings:
         return None
     return flops / moved
 
