@@ -221,6 +221,7 @@ def _page(
         num_slower=NUM_SLOWER,
         num_usual=NUM_USUAL,
         live=_live_rows(),
+        remarks=live.REMARKS.read_text().strip() if live.REMARKS.exists() else "",
         slowdown=live.SLOWDOWN,
         gates=usual.GATES,
         usual=usual_rates,

@@ -17,6 +17,8 @@ from pathlib import Path
 from pool import CLASSES, HERE, POOL
 
 LIVE = POOL.parent / "live.jsonl"
+# What else is to be said of how these decisions were made; need not be there.
+REMARKS = POOL.parent / "live_remarks.txt"
 SLOWDOWN = 0.05
 _CODE = {"base": 0.0, "same": 0.0, "slower": SLOWDOWN}
 # Of all decisions: one where pairs scatter takes minutes.

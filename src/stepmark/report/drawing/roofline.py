@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator
 
 from stepmark.report.drawing.style import COLOURS, DASHES, MARKERS, legend_below, set_title
 from stepmark.units import format_flops
@@ -55,6 +55,8 @@ def draw_roofline(
             color=COLOURS[place], label=label,
         )  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="FLOP per byte moved at least", ylabel="FLOP/s")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     # Matplotlib's own labels of powers are formulas, which are not read here.
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{format_flops(y)}/s"))
