@@ -99,6 +99,23 @@ def test_all_quantities_come_back_in_their_units() -> None:
     assert {reading.scope for reading in found.values()} == {"device"}
 
 
+def test_power_is_that_of_the_moment_where_the_device_tells_it() -> None:
+    """The mean of the last second lags behind a device that has just begun to work."""
+    moment = [[0, 100], [4.999, 100], [5, 700], [10, 700]]
+    lagging = [[0, 100], [5, 100], [6, 700], [10, 700]]
+    both = sampled({"devices": [device(power_w=lagging, power_instant_w=moment)]})[FIRST]
+    found = read(both, 5.0, 7.5)
+    assert found["power"].value == pytest.approx(700, rel=0.01)
+    assert found["energy_integral"].value == pytest.approx(2.5 * 700, rel=0.005)
+    assert "a second before" not in found["power"].note
+    alone = read(sampled({"devices": [device(power_w=lagging)]})[FIRST], 5.0, 7.5)
+    assert alone["energy_integral"].value == pytest.approx(2.5 * 700 - 300, rel=0.01)
+    for name in ("power", "energy_integral"):
+        assert alone[name].note.endswith("may be means of up to a second before")
+    older = {"devices": [device()], "missing": ["nvmlDeviceGetFieldValues"]}
+    assert read(sampled(older)[FIRST])["power"].value == pytest.approx(250)
+
+
 @pytest.mark.parametrize(("start_s", "end_s"), [(1.0, 3.0), (0.333, 9.99), (4.4, 6.5)])
 def test_energy_is_that_of_the_window_alone(start_s: float, end_s: float) -> None:
     """Power rises from 100 W to 700 W; energy is its integral, 100 t + 30 t^2."""

@@ -79,6 +79,14 @@ _processes = either(
 _temperature = either("nvmlDeviceGetTemperatureV", "nvmlDeviceGetTemperature")
 
 
+def _instant_power_w(device: Any) -> float:
+    """Not the mean of the last second, which newer devices tell when they are asked for power."""
+    (field,) = _NVML.nvmlDeviceGetFieldValues(device, [_NVML.NVML_FI_DEV_POWER_INSTANT])
+    if field.nvmlReturn:
+        raise _NVML.NVMLError(field.nvmlReturn)
+    return float(field.value.uiVal) / 1e3
+
+
 def _pcie_bytes_per_s(device: Any, counter: int) -> float:
     return 1024.0 * float(_NVML.nvmlDeviceGetPcieThroughput(device, counter))
 
@@ -90,6 +98,7 @@ QUANTITIES = (
         read=lambda device: _NVML.nvmlDeviceGetTotalEnergyConsumption(device) / 1e3,
         every=_OFTEN,
     ),
+    Quantity(name="power_instant_w", read=_instant_power_w, every=_OFTEN),
     Quantity(
         name="power_w",
         read=lambda device: _NVML.nvmlDeviceGetPowerUsage(device) / 1e3,

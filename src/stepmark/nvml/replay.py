@@ -76,6 +76,7 @@ class Library:
                 ask,
                 one("energy_j", ctypes.c_ulonglong, 1e3),
             ),
+            "nvmlDeviceGetFieldValues": ((_UINT, _POINTER, ctypes.c_int32, _POINTER), self._fields),
             "nvmlDeviceGetPowerUsage": (ask, one("power_w", _UINT, 1e3)),
             "nvmlDeviceGetEnforcedPowerLimit": (ask, one("power_limit_w", _UINT, 1e3)),
             "nvmlDeviceGetMemoryInfo": (ask, self._memory),
@@ -128,6 +129,14 @@ class Library:
         if not error:
             kind.from_address(out).value = round(value * scale)
         return error
+
+    def _fields(self, device: int, count: int, out: int) -> int:
+        for field in (_NVML.c_nvmlFieldValue_t * count).from_address(out):
+            known = field.fieldId == _NVML.NVML_FI_DEV_POWER_INSTANT
+            error, value = self._value(device, "power_instant_w" if known else "")
+            field.nvmlReturn = error
+            field.value.uiVal = round(1e3 * value)
+        return 0
 
     def _memory(self, device: int, out: int) -> int:
         error, value = self._value(device, "memory_used_bytes")

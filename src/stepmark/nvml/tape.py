@@ -109,6 +109,7 @@ class _Figure:
     Attributes:
         name, unit, note: the reading's.
         series: it comes from.
+        instead: a series to take where the device does not have that one, and what to note of it.
         level: from the values within the window.
         growth: from times and values of the whole tape, and the window's edges.
     """
@@ -117,6 +118,7 @@ class _Figure:
     unit: str
     note: str
     series: str
+    instead: tuple[str, str] | None = None
     level: Callable[[FloatArray], float] | None = None
     growth: Callable[[FloatArray, FloatArray, float, float], float] | None = None
 
@@ -127,6 +129,9 @@ class _UnavailableError(Exception):
 
 def _reading(tape: Tape, figure: _Figure, start_s: float, end_s: float) -> Reading:
     source = "" if tape.backend == "nvml" else f"{tape.backend}: "
+    if figure.instead is not None and not tape.series.get(figure.series, Series()).values:
+        other, note = figure.instead
+        figure = replace(figure, series=other, note=note, instead=None)
     bare = Reading(name=figure.name, unit=figure.unit, scope="device", value=None)
     try:
         if figure.growth is not None:
@@ -224,19 +229,21 @@ def _integral(at_s: FloatArray, values: FloatArray, start_s: float, end_s: float
     return float(np.trapezoid(np.concatenate([edges[:1], values[inside], edges[1:]]), times))
 
 
+_LAGGING = "the driver's figures may be means of up to a second before"
 _FIGURES = (
     _Figure(
         name="energy", unit="J", series="energy_j", growth=_counted,
         note="of the whole device over the window, by its own counter",
     ),
     _Figure(
-        name="energy_integral", unit="J", series="power_w", growth=_integral,
+        name="energy_integral", unit="J", series="power_instant_w", growth=_integral,
         note="of the whole device over the window, power integrated",
+        instead=("power_w", f"of the whole device over the window, power integrated; {_LAGGING}"),
     ),
     _Figure(
-        name="power", unit="W", series="power_w", level=_mean,
-        note="mean of the window, of the whole device; each figure is the driver's own mean of "
-        "up to a second before",
+        name="power", unit="W", series="power_instant_w", level=_mean,
+        note="mean of the window, of the whole device",
+        instead=("power_w", f"mean of the window, of the whole device; {_LAGGING}"),
     ),
     _Figure(
         name="nvml_memory_used", unit="bytes", series="memory_used_bytes", level=_largest,
