@@ -394,7 +394,7 @@ def test_what_only_measuring_shows_is_a_failed_row_with_its_reason(
     assert "\n" not in row["reason"]
     assert len(row["reason"]) < 500
     assert row["samples_per_s"] is None
-    assert row["reason"].endswith("(in a loader worker)") == (
+    assert ("(in a loader worker" in row["reason"]) == (
         workload in RAISED_BY_DATASET and num_workers > 0
     )
 

@@ -40,7 +40,7 @@ begin = time.perf_counter()
 logging.disable()
 from hta.trace_analysis import TraceAnalysis
 imported = time.perf_counter()
-analysis = TraceAnalysis(trace_files={0: sys.argv[1]})
+analysis = TraceAnalysis(trace_files={0: sys.argv[1]}, include_last_profiler_step=True)
 found = analysis.get_temporal_breakdown(visualize=False)
 analysis.get_comm_comp_overlap(visualize=False)
 analysis.get_gpu_kernel_breakdown(visualize=False)

@@ -194,28 +194,27 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _reason(error: BaseException) -> str:
-    """One line; of an error in a loader worker, what the dataset raised there."""
+    """One line, with the line of somebody's own code that raised it.
+
+    Of an error in a loader worker, what the dataset raised there.
+    """
     text = str(error)
+    first = list(_causes(error))[-1]
+    places = [(f.filename, str(f.lineno)) for f in traceback.extract_tb(first.__traceback__)]
+    remarks = []
     # torch raises it again here, with the worker's traceback for its message.
     where, original, last = text.rpartition("Traceback (most recent call last):\n")
     if original and where.startswith("Caught "):
-        own_lines = itertools.dropwhile(lambda line: line[:1] == " ", last.splitlines())
-        text = " ".join([*own_lines, "(in a loader worker)"])
+        text = " ".join(itertools.dropwhile(lambda line: line[:1] == " ", last.splitlines()))
+        places = _PLACE.findall(last)
+        remarks.append("in a loader worker")
     elif not isinstance(error, StepmarkError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    own = [(file, line) for file, line in places if not file.startswith(_NOT_THEIR_OWN)]
+    remarks += [f"{Path(file).name}, line {line}" for file, line in own[-1:]]
     text = " ".join(text.split())
     text = text if len(text) <= LONGEST_REASON else text[:LONGEST_REASON] + " ..."
-    return text + _where(error)
-
-
-def _where(error: BaseException) -> str:
-    """The line of somebody's own code that an exception came from; empty if it came from none."""
-    first = list(_causes(error))[-1]
-    places = [(f.filename, f.lineno) for f in traceback.extract_tb(first.__traceback__)]
-    # What a loader worker's exception came from stands in its text alone.
-    places += _PLACE.findall(str(error))
-    own = [(file, line) for file, line in places if not file.startswith(_NOT_THEIR_OWN)]
-    return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+    return text + (f" ({', '.join(remarks)})" if remarks else "")
 
 
 def _writable(text: str) -> str:
