@@ -134,3 +134,10 @@ def test_what_has_no_center_is_refused() -> None:
         stats.center([1.0], 0.0)
     with pytest.raises(ValueError, match=r"trimmed=0\.5"):
         stats.center([1.0, 2.0, 3.0], 0.5)
+
+
+def test_spread_is_the_range_in_parts_of_the_median() -> None:
+    assert stats.spread([90.0, 100.0, 130.0]) == pytest.approx(0.4)
+    assert stats.spread([5.0, 5.0]) == 0
+    with pytest.raises(ValueError, match="empty"):
+        stats.spread([])

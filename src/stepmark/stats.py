@@ -31,6 +31,15 @@ def median(values: Sequence[float]) -> float:
     return percentile(values, 50.0)
 
 
+def spread(values: Sequence[float]) -> float:
+    """Largest minus smallest, over the median.
+
+    Raises:
+        ValueError: ``values`` is empty.
+    """
+    return (max(values) - min(values)) / median(values)
+
+
 def change_of(log_ratio: float) -> float:
     """The fraction that a logarithm of a ratio stands for; finite, however far apart they are."""
     return math.expm1(min(log_ratio, _LARGEST_LOG))

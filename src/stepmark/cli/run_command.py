@@ -156,7 +156,7 @@ def _print_table(results: list[Result]) -> None:
 
 
 def _summary(results: list[Result]) -> list[str]:
-    """Each scenario over its repeats, and what makes them scatter; nothing without repeats."""
+    """Each scenario that has repeats over them; and that windows are brief, if some are."""
     rates: dict[str, list[float]] = {}
     for result in results:
         if result.samples_per_s is not None:
@@ -167,7 +167,7 @@ def _summary(results: list[Result]) -> list[str]:
             str(len(found)),
             format_rate(stats.median(found)),
             f"{format_rate(min(found))} to {format_rate(max(found))}",
-            format_percent(max(found) / min(found) - 1),
+            format_percent(stats.spread(found)),
         )
         for scenario_id, found in rates.items()
         if len(found) > 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from stepmark import stats
 from stepmark.report.wording import axis_words
 from stepmark.result import Result
 from stepmark.scenario import Precision, Scenario
@@ -49,10 +50,7 @@ class Cell:
     def spread(self, column: str) -> float | None:
         """Largest minus smallest repeat over their median; ``None`` for fewer than two."""
         values = self.values(column)
-        middle = self.median(column)
-        if len(values) < 2 or not middle:
-            return None
-        return (max(values) - min(values)) / middle
+        return stats.spread(values) if len(values) > 1 and self.median(column) else None
 
     @property
     def samples_per_s(self) -> float:

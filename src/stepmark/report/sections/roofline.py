@@ -44,7 +44,8 @@ def roofline(material: Material) -> Sequence[Block]:
         "to the device, all-reduce of the gradients, decoding of JPEG files. A step is held back "
         f"by data if it waits for batches in more than {percent(BINDING)} of its time; else by the "
         "ceiling that accounts for most, and for as much; by none of these where all account for "
-        "less: launches, Python, small operators, or more traffic than the least. With autocast "
+        "less: launches, Python, small operators, or more traffic than the least. Decoding goes on "
+        "beside the step, and counts only where that waits for data. With autocast "
         "the least traffic is not known."
     )
     return (explained, *blocks) if blocks else ()
