@@ -21,13 +21,14 @@ from torchvision.datasets import ImageFolder
 
 from stepmark import ceilings
 from stepmark.ceilings import Ceiling, Ceilings, attach, datasheet_peak, merged
+from stepmark.choices import Precision
 from stepmark.cli.calibrate_command import _noted
 from stepmark.errors import StoreError
 from stepmark.nvml.tape import Series, Tape
 from stepmark.probes.traffic import count_traffic
 from stepmark.record import Reading
 from stepmark.runner import Runner
-from stepmark.scenario import Plan, Precision
+from stepmark.scenario import Plan
 from stepmark.store import open_run
 from stepmark.workload import Workload
 

@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "stepmark"
 
 # A module imports from its own row and from those below it, never from above.
 ROWS = (
-    ("units", "columns", "stats", "errors", "console", "codec", "fingerprint"),
+    ("units", "columns", "stats", "errors", "console", "codec", "fingerprint", "choices"),
     ("scenario", "record", "result", "trace", "profile", "store", "known", "ceilings", "workload"),
     (
         "workloads",

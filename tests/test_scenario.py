@@ -5,9 +5,17 @@ from typing import Any
 
 import pytest
 
+from stepmark.choices import (
+    CompileMode,
+    LossName,
+    OptimizerImpl,
+    OptimizerName,
+    Precision,
+    Task,
+)
 from stepmark.errors import UsageError
 from stepmark.fingerprint import DeviceInfo, Machine
-from stepmark.scenario import Plan, Precision, Scenario, matrix
+from stepmark.scenario import Plan, Scenario, matrix
 
 # A second value for every field that has a default.
 OTHER_VALUES: dict[str, Any] = {
@@ -22,6 +30,19 @@ OTHER_VALUES: dict[str, Any] = {
     "persistent_workers": True,
     "threads": 1,
     "ddp": True,
+    "task": Task.INFER,
+    "no_grad": False,
+    "inference_mode": True,
+    "compile": CompileMode.DEFAULT,
+    "channels_last": True,
+    "optimizer": OptimizerName.SGD_MOMENTUM,
+    "lr": 0.5,
+    "optimizer_impl": OptimizerImpl.FUSED,
+    "loss": LossName.BCE,
+    "clip_norm": 1.0,
+    "set_to_none": False,
+    "pipeline_stages": 2,
+    "split_layers": True,
 }
 
 
@@ -40,6 +61,8 @@ def test_id_of_a_scenario_at_its_defaults_is_workload_device_and_batch_size() ->
 def test_id_names_every_field_off_its_default_in_a_fixed_order() -> None:
     assert Scenario(workload="w", **OTHER_VALUES).id == (
         "w-cpu-bs65-workers3-bf16-acc4-ws2-pinned-prefetch5-persistent-threads1-ddp"
+        "-infer-grad-inference_mode-compile-channels_last-sgd-momentum-lr0.5-fused-bce-clip1.0"
+        "-set_to_zero-stages2-split"
     )
 
 

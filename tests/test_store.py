@@ -12,16 +12,24 @@ from typing import Any
 import pytest
 
 from stepmark import store
+from stepmark.choices import (
+    CompileMode,
+    LossName,
+    OptimizerImpl,
+    OptimizerName,
+    Precision,
+    Task,
+)
 from stepmark.errors import StepmarkError, StoreError, UsageError
 from stepmark.fingerprint import Commit, DeviceInfo, Machine
 from stepmark.record import EndedBy, Memory, Phases, RankRecord, Reading, StartUp, WarmUp, Window
 from stepmark.result import COLUMNS, Outcome, Result
-from stepmark.scenario import Plan, Precision, Scenario
+from stepmark.scenario import Plan, Scenario
 from stepmark.store import RunFolder, RunPlan
 from tests.factories import make_result, make_run, make_scenario, save_run
 
-GOLDEN_V1, GOLDEN_V2, GOLDEN = (
-    Path(__file__).parent / "golden" / f"result_v{n}.json" for n in (1, 2, 3)
+GOLDEN_V1, GOLDEN_V2, GOLDEN_V3, GOLDEN = (
+    Path(__file__).parent / "golden" / f"result_v{n}.json" for n in (1, 2, 3, 4)
 )
 
 # Every field of a result, each with a value of its own. Files of this format are in users' hands:
@@ -152,13 +160,38 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path, "run", plan_of())
 
 
+RESULT_V4 = dataclasses.replace(
+    RESULT_V2,
+    scenario=dataclasses.replace(
+        RESULT_V2.scenario,
+        task=Task.EVALUATE,
+        no_grad=False,
+        inference_mode=True,
+        compile=CompileMode.MAX_AUTOTUNE,
+        channels_last=True,
+        optimizer=OptimizerName.SGD_MOMENTUM,
+        lr=0.5,
+        optimizer_impl=OptimizerImpl.FOR_LOOP,
+        loss=LossName.KL_DIV,
+        clip_norm=0.25,
+        set_to_none=False,
+        pipeline_stages=2,
+        split_layers=True,
+    ),
+)
+
 # --- the format
 
 
 @pytest.mark.parametrize(
     ("golden", "result"),
-    [(GOLDEN_V1, RESULT_V1), (GOLDEN_V2, RESULT_V2), (GOLDEN, RESULT_V2)],
-    ids=["v1", "v2", "v3"],
+    [
+        (GOLDEN_V1, RESULT_V1),
+        (GOLDEN_V2, RESULT_V2),
+        (GOLDEN_V3, RESULT_V2),
+        (GOLDEN, RESULT_V4),
+    ],
+    ids=["v1", "v2", "v3", "v4"],
 )
 def test_the_golden_file_reads_back_as_exactly_this_result(
     folder: RunFolder, golden: Path, result: Result
@@ -168,7 +201,7 @@ def test_the_golden_file_reads_back_as_exactly_this_result(
 
 
 def test_this_result_is_written_as_exactly_the_golden_file(folder: RunFolder) -> None:
-    assert folder.save(RESULT_V2).read_text() == GOLDEN.read_text()
+    assert folder.save(RESULT_V4).read_text() == GOLDEN.read_text()
 
 
 def test_a_result_that_did_not_run_is_read_back_with_its_reason_and_detail(
@@ -220,7 +253,7 @@ def without(name: str) -> str:
         (edited(schema=None), "not a file of this suite"),
         (edited(schema=True), "not a file of this suite"),
         (edited(schema=0), "not a file of this suite"),
-        (edited(schema=4), "format 4 is newer than 3.*; update stepmark to read it"),
+        (edited(schema=5), "format 5 is newer than 4.*; update stepmark to read it"),
         (edited(colour="red"), r"not a file of this suite \(Result: unknown field 'colour'\)"),
         (edited(wall_s="12"), "Result.wall_s: expected float, found str"),
         (edited(repeat=1.0), "Result.repeat: expected int, found float"),
@@ -587,7 +620,7 @@ def test_a_file_without_a_benchmark_of_ours_is_refused_as_such(tmp_path: Path) -
         ('{"benchmarks": [3]}', "not a pytest-benchmark file"),
         ('{"benchmarks": [{"extra_info": null}]}', "not a pytest-benchmark file"),
         ('{"benchmarks": [{"extra_info": {"stepmark": 1}}]}', "not a file of this suite"),
-        ('{"benchmarks": [], "stepmark": {"schema": 4}}', "format 4 is newer than 3"),
+        ('{"benchmarks": [], "stepmark": {"schema": 5}}', "format 5 is newer than 4"),
         ('{"benchmarks": [], "stepmark": {"schema": 1}}', "not a "),
         ('{"benchmarks": [], "stepmark": {"schema": 1, "results": null}}', "not a "),
         ('{"benchmarks": [], "stepmark": {"schema": 1, "results": [{}]}}', "Result: .*missing"),

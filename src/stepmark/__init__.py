@@ -6,10 +6,11 @@ Importing this package imports neither torch nor pandas; they come in when somet
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from stepmark.choices import Precision
     from stepmark.errors import StepmarkError
     from stepmark.result import Outcome, Result
     from stepmark.runner import measure
-    from stepmark.scenario import Plan, Precision, Scenario, matrix
+    from stepmark.scenario import Plan, Scenario, matrix
     from stepmark.workload import Workload
 
 __version__ = "0.1.0"
@@ -17,7 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Outcome": "stepmark.result",
     "Plan": "stepmark.scenario",
-    "Precision": "stepmark.scenario",
+    "Precision": "stepmark.choices",
     "Result": "stepmark.result",
     "Scenario": "stepmark.scenario",
     "StepmarkError": "stepmark.errors",

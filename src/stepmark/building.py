@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from stepmark.choices import Precision
 from stepmark.devices import Device
 from stepmark.errors import WorkloadError
 from stepmark.loop import Training, unchanged
-from stepmark.scenario import Precision, Scenario
+from stepmark.scenario import Scenario
 from stepmark.workload import Workload
 
 AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}

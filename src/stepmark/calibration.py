@@ -21,10 +21,11 @@ from stepmark.ceilings import (
     MEMORY,
     Ceiling,
 )
+from stepmark.choices import Precision
 from stepmark.data.jpeg import HEIGHT, QUALITY, WIDTH, photograph, smooth_colours
 from stepmark.devices import BACKENDS, Device
 from stepmark.place import Place, join_process_group
-from stepmark.scenario import Plan, Precision, Scenario
+from stepmark.scenario import Plan, Scenario
 
 # No size after one whose repetition took so long.
 _LONGEST_S = 0.3

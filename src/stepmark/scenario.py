@@ -7,28 +7,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from stepmark.choices import (
+    CompileMode,
+    LossName,
+    OptimizerImpl,
+    OptimizerName,
+    Precision,
+    Task,
+)
 from stepmark.errors import UsageError
 from stepmark.fingerprint import Machine
 
 DEVICES = ("cpu", "cuda", "mps", "auto")
-
-
-class Precision(StrEnum):
-    """Arithmetic of forward and loss.
-
-    ``fp32`` is full IEEE single precision, ``tf32`` lets matrix units round its inputs, ``bf16``
-    and ``fp16`` run under autocast, ``fp16`` with a gradient scaler.
-    """
-
-    FP32 = "fp32"
-    TF32 = "tf32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
-    @property
-    def autocasts(self) -> bool:
-        """Whether operators run in it where that is safe, and in fp32 elsewhere."""
-        return self in (Precision.BF16, Precision.FP16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +40,21 @@ class Scenario:
         threads: compute threads per rank; ``None`` shares the CPUs out evenly among ranks.
         ddp: wrap the model in DistributedDataParallel at world size 1 too, to see what the
             wrapping alone costs.
+        task: see `Task`.
+        no_grad: ``evaluate`` and ``infer`` record no gradients; ``False`` shows what that saves.
+        inference_mode: they run under ``torch.inference_mode`` instead of ``torch.no_grad``.
+        compile: see `CompileMode`.
+        channels_last: model and images lie in memory with their channels last.
+        optimizer: see `OptimizerName`; ``None`` is the workload's own.
+        lr: of the optimizer by name; ``None`` is torch's default for it.
+        optimizer_impl: see `OptimizerImpl`.
+        loss: see `LossName`; ``None`` is the workload's own.
+        clip_norm: largest gradient norm; 0 does not clip, ``None`` does as the workload says.
+        set_to_none: ``zero_grad`` drops gradients; ``False`` fills them with zeros.
+        pipeline_stages: processes that each hold some layers; micro-batches go from one to the
+            next (``torch.distributed.pipelining``).
+        split_layers: the model's layers lie on two devices of one process: two accelerators, or
+            the CPU and one.
 
     Raises:
         UsageError: a field is out of range or of the wrong type.
@@ -67,6 +72,19 @@ class Scenario:
     persistent_workers: bool = False
     threads: int | None = None
     ddp: bool = False
+    task: Task = Task.TRAIN
+    no_grad: bool = True
+    inference_mode: bool = False
+    compile: CompileMode = CompileMode.OFF
+    channels_last: bool = False
+    optimizer: OptimizerName | None = None
+    lr: float | None = None
+    optimizer_impl: OptimizerImpl = OptimizerImpl.DEFAULT
+    loss: LossName | None = None
+    clip_norm: float | None = None
+    set_to_none: bool = True
+    pipeline_stages: int = 1
+    split_layers: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.workload, str) or not self.workload.strip():
@@ -76,18 +94,17 @@ class Scenario:
             )
         if self.device not in DEVICES:
             raise UsageError(f"device={self.device!r}: choose from {', '.join(DEVICES)}")
-        try:
-            object.__setattr__(self, "precision", Precision(self.precision))
-        except ValueError:
-            allowed = ", ".join(Precision)
-            raise UsageError(f"precision={self.precision!r}: choose from {allowed}") from None
-        for name in ("batch_size", "accumulation", "world_size", "prefetch_factor"):
+        for name, kind in _CHOICES.items():
+            object.__setattr__(self, name, _choice(name, getattr(self, name), kind))
+        for name in _COUNTS:
             require_count(name, getattr(self, name), at_least=1)
         require_count("num_workers", self.num_workers, at_least=0)
         if self.threads is not None:
             require_count("threads", self.threads, at_least=1)
-        for name in ("pin_memory", "persistent_workers", "ddp"):
-            if not isinstance(getattr(self, name), bool):
+        object.__setattr__(self, "lr", _number("lr", self.lr, above=True))
+        object.__setattr__(self, "clip_norm", _number("clip_norm", self.clip_norm, above=False))
+        for name, default in _DEFAULTS.items():
+            if isinstance(default, bool) and not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name}={getattr(self, name)!r}: must be True or False")
 
     @property
@@ -110,8 +127,13 @@ class Scenario:
 
     @property
     def distributed(self) -> bool:
-        """Whether the model is wrapped in DistributedDataParallel."""
-        return self.ddp or self.world_size > 1
+        """Whether its processes form a process group."""
+        return self.ddp or self.num_processes > 1
+
+    @property
+    def num_processes(self) -> int:
+        """Ranks, over all copies of the model and all of a copy's stages."""
+        return self.world_size * self.pipeline_stages
 
     @property
     def lead_in_batches(self) -> int:
@@ -123,7 +145,7 @@ class Scenario:
 
     def threads_per_rank(self, num_cpus: int) -> int:
         """Compute threads of each rank: as asked for, or an even share of the CPUs."""
-        return self.threads or max(1, num_cpus // self.world_size)
+        return self.threads or max(1, num_cpus // self.num_processes)
 
     def on(self, machine: Machine) -> "Scenario":
         """The same scenario with ``auto`` replaced by the machine's preferred device."""
@@ -136,9 +158,9 @@ class Scenario:
         device = machine.device(self.on(machine).device)
         if device is None:
             return f"no {self.device} device on this machine"
-        if device.max_ranks is not None and self.world_size > device.max_ranks:
+        if device.max_ranks is not None and self.num_processes > device.max_ranks:
             return (
-                f"{self.world_size} ranks need {self.world_size} {device.kind} devices, "
+                f"{self.num_processes} ranks need {self.num_processes} {device.kind} devices, "
                 f"found {device.max_ranks}"
             )
         if self.pin_memory and not device.pins_memory:
@@ -147,7 +169,33 @@ class Scenario:
             return "persistent_workers needs num_workers above 0"
         if self.num_workers == 0 and self.prefetch_factor != _DEFAULTS["prefetch_factor"]:
             return f"prefetch_factor={self.prefetch_factor} needs num_workers above 0"
-        return device.precisions.get(self.precision) or None
+        return self._contradiction() or device.precisions.get(self.precision) or None
+
+    def _contradiction(self) -> str | None:
+        """Axes that cannot both be as they are, on any machine."""
+        if self.task is Task.TRAIN:
+            if self.inference_mode or not self.no_grad:
+                name = "inference_mode" if self.inference_mode else "no_grad=False"
+                return f"{name} needs task=evaluate or task=infer: training records gradients"
+        else:
+            for name in _OF_TRAINING:
+                if getattr(self, name) != _DEFAULTS[name]:
+                    return f"{name} needs task=train: {self.task} updates no parameters"
+            if self.inference_mode and not self.no_grad:
+                return "inference_mode records no gradients, which no_grad=False asks for"
+        if self.task is Task.INFER and self.loss is not None:
+            return f"loss={self.loss} needs a task that has one: inference is the forward alone"
+        if self.lr is not None and self.optimizer is None:
+            return f"lr={self.lr:g} needs an optimizer by name; the workload's own has its rate"
+        if self.pipeline_stages > 1 or self.split_layers:
+            how = "pipeline_stages" if self.pipeline_stages > 1 else "split_layers"
+            for name in _OF_WHOLE_MODELS:
+                if getattr(self, name) != _DEFAULTS[name]:
+                    return f"{name} needs the model whole, in one process a copy; {how} parts it"
+            if self.pipeline_stages > 1 and (self.split_layers or self.precision.autocasts):
+                other = "split_layers" if self.split_layers else f"precision={self.precision}"
+                return f"{other} is not to be had with pipeline_stages"
+        return None
 
 
 # How a field off its default is written in an id, in this order.
@@ -161,8 +209,43 @@ _ID_PARTS: dict[str, Callable[[Any], str]] = {
     "persistent_workers": lambda v: "persistent",
     "threads": lambda v: f"threads{v}",
     "ddp": lambda v: "ddp",
+    "task": str,
+    "no_grad": lambda v: "grad",
+    "inference_mode": lambda v: "inference_mode",
+    "compile": lambda v: "compile" if v == CompileMode.DEFAULT else f"compile-{v}",
+    "channels_last": lambda v: "channels_last",
+    "optimizer": str,
+    "lr": lambda v: f"lr{v!r}",
+    "optimizer_impl": str,
+    "loss": str,
+    "clip_norm": lambda v: f"clip{v!r}" if v else "unclipped",
+    "set_to_none": lambda v: "set_to_zero",
+    "pipeline_stages": lambda v: f"stages{v}",
+    "split_layers": lambda v: "split",
 }
 _DEFAULTS = {f.name: f.default for f in dataclasses.fields(Scenario)}
+_CHOICES: dict[str, type[StrEnum]] = {
+    "precision": Precision,
+    "task": Task,
+    "compile": CompileMode,
+    "optimizer": OptimizerName,
+    "optimizer_impl": OptimizerImpl,
+    "loss": LossName,
+}
+_COUNTS = ("batch_size", "accumulation", "world_size", "prefetch_factor", "pipeline_stages")
+# Axes of a training step alone, and those that a model in parts cannot have.
+_OF_TRAINING = (
+    "accumulation",
+    "world_size",
+    "ddp",
+    "optimizer",
+    "lr",
+    "optimizer_impl",
+    "clip_norm",
+    "set_to_none",
+    "pipeline_stages",
+)
+_OF_WHOLE_MODELS = ("world_size", "ddp", "task", "compile")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +309,25 @@ def _as_values(name: str, axis: Any) -> list[Any]:
     if not values:
         raise UsageError(f"axis {name!r} has no values: give at least one")
     return values
+
+
+def _choice(name: str, value: Any, kind: type[StrEnum]) -> StrEnum | None:
+    if value is None and _DEFAULTS[name] is None:
+        return None
+    try:
+        return kind(value)
+    except ValueError:
+        raise UsageError(f"{name}={value!r}: choose from {', '.join(kind)}") from None
+
+
+def _number(name: str, value: Any, *, above: bool) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UsageError(f"{name}={value!r}: must be a number")
+    if not (value > 0 if above else value >= 0) or value == float("inf"):
+        raise UsageError(f"{name}={value}: must be {'above 0' if above else '0 or more'}, finite")
+    return float(value)
 
 
 def require_count(name: str, value: Any, *, at_least: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stepmark import workloads
 from stepmark.building import checked_loss, make_training, wrap_ddp
+from stepmark.choices import Precision
 from stepmark.devices import Device
 from stepmark.loading import SEED, describe_batch, make_loader
 from stepmark.loop import Training, train
@@ -25,7 +26,7 @@ from stepmark.probes.flops import count_work, on_meta
 from stepmark.probes.memory import HostMemory, swapped_bytes, workers_bytes
 from stepmark.probes.traffic import count_traffic
 from stepmark.record import Memory, RankRecord, Reading, StartUp, WarmUp, Window
-from stepmark.scenario import Plan, Precision, Scenario
+from stepmark.scenario import Plan, Scenario
 from stepmark.switches import Switches
 from stepmark.units import format_bytes
 from stepmark.workload import Workload

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from stepmark import __version__
+from stepmark.cli.axes import with_axes
 from stepmark.console import guarded
 from stepmark.errors import UsageError
 
@@ -20,15 +21,6 @@ app = typer.Typer(
 )
 
 Results = Annotated[Path, typer.Option(help="Folder of saved runs.", metavar="DIR")]
-AXIS = "Axes (comma lists; the full product is measured)"
-PLAN = "Plan"
-SAVING = "Saving"
-
-
-def _axis(text: str) -> typer.models.OptionInfo:
-    return typer.Option(help=text, metavar="LIST", rich_help_panel=AXIS)  # type: ignore[no-any-return]
-
-
 Workloads = Annotated[
     list[str] | None,
     typer.Option(
@@ -37,19 +29,6 @@ Workloads = Annotated[
         metavar="W",
     ),
 ]
-DeviceAxis = Annotated[str, _axis("cpu, cuda, mps, auto.")]
-BatchSizeAxis = Annotated[
-    str | None, _axis("Samples per micro-batch and rank. Default: the workload's own, or 64.")
-]
-NumWorkersAxis = Annotated[str, _axis("Loader processes per rank.")]
-PrecisionAxis = Annotated[str, _axis("fp32, tf32, bf16, fp16.")]
-AccumulationAxis = Annotated[str, _axis("Micro-batches per optimizer step.")]
-WorldSizeAxis = Annotated[str, _axis("DDP ranks on this machine.")]
-PinMemoryAxis = Annotated[str, _axis("true, false: batches in page-locked memory.")]
-PrefetchFactorAxis = Annotated[str, _axis("Batches each worker prepares ahead.")]
-PersistentWorkersAxis = Annotated[str, _axis("true, false: workers live on from epoch to epoch.")]
-ThreadsAxis = Annotated[str, _axis("Compute threads per rank, or auto: an even share.")]
-DdpAxis = Annotated[str, _axis("true, false: wrap in DDP at world size 1 too.")]
 Steps = Annotated[int, typer.Option(help="Steps of one measured window.")]
 MaxSeconds = Annotated[float, typer.Option(help="Budget of one measured window.")]
 Timeout = Annotated[float, typer.Option(help="Seconds until a scenario is killed.")]
@@ -78,20 +57,10 @@ def options(
 
 
 @app.command()
+@with_axes
 def run(
     context: typer.Context,
     workload: Workloads = None,
-    device: DeviceAxis = "auto",
-    batch_size: BatchSizeAxis = None,
-    num_workers: NumWorkersAxis = "0",
-    precision: PrecisionAxis = "fp32",
-    accumulation: AccumulationAxis = "1",
-    world_size: WorldSizeAxis = "1",
-    pin_memory: PinMemoryAxis = "false",
-    prefetch_factor: PrefetchFactorAxis = "2",
-    persistent_workers: PersistentWorkersAxis = "false",
-    threads: ThreadsAxis = "auto",
-    ddp: DdpAxis = "false",
     steps: Steps = 50,
     warmup: Warmup = 5,
     max_seconds: MaxSeconds = 10.0,
@@ -189,6 +158,7 @@ def compare(
 
 
 @app.command()
+@with_axes
 def gate(
     context: typer.Context,
     what: Annotated[
@@ -216,17 +186,6 @@ def gate(
         str | None, typer.Option(help="Interpreter of head, if it is another.", metavar="PYTHON")
     ] = None,
     workload: Workloads = None,
-    device: DeviceAxis = "auto",
-    batch_size: BatchSizeAxis = None,
-    num_workers: NumWorkersAxis = "0",
-    precision: PrecisionAxis = "fp32",
-    accumulation: AccumulationAxis = "1",
-    world_size: WorldSizeAxis = "1",
-    pin_memory: PinMemoryAxis = "false",
-    prefetch_factor: PrefetchFactorAxis = "2",
-    persistent_workers: PersistentWorkersAxis = "false",
-    threads: ThreadsAxis = "auto",
-    ddp: DdpAxis = "false",
     threshold: Annotated[str, typer.Option(help="Changes up to this do not matter.")] = "3%",
     same_loss: Annotated[
         bool, typer.Option("--same-loss", help="Sides that come to other losses: exit code 3.")
@@ -276,6 +235,7 @@ def gate(
 
 
 @app.command()
+@with_axes
 def profile(
     context: typer.Context,
     trace: Annotated[
@@ -287,17 +247,6 @@ def profile(
         ),
     ] = None,
     workload: Workloads = None,
-    device: DeviceAxis = "auto",
-    batch_size: BatchSizeAxis = None,
-    num_workers: NumWorkersAxis = "0",
-    precision: PrecisionAxis = "fp32",
-    accumulation: AccumulationAxis = "1",
-    world_size: WorldSizeAxis = "1",
-    pin_memory: PinMemoryAxis = "false",
-    prefetch_factor: PrefetchFactorAxis = "2",
-    persistent_workers: PersistentWorkersAxis = "false",
-    threads: ThreadsAxis = "auto",
-    ddp: DdpAxis = "false",
     steps: Steps = 50,
     warmup: Warmup = 5,
     max_seconds: MaxSeconds = 10.0,

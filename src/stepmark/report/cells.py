@@ -8,9 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from stepmark import stats
+from stepmark.choices import Precision
 from stepmark.report.wording import axis_words
 from stepmark.result import Result
-from stepmark.scenario import Precision, Scenario
+from stepmark.scenario import Scenario
 
 AXES = tuple(f.name for f in dataclasses.fields(Scenario) if f.name not in ("workload", "device"))
 # Axes that say how large the training is and what it runs on, not how its loop is written.

@@ -2,7 +2,7 @@
 
 Format history (`SCHEMA`): 1, first version; 2, when a window began, the device's UUID and power
 limit, why a window is unfit; 3, profiles with the parts of all ranks and memory over a step (of
-results nothing changed; older profiles are not read).
+results nothing changed; older profiles are not read); 4, more axes of a scenario.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from stepmark.codec import DecodeError, decode, encode
 from stepmark.errors import StoreError
 
-SCHEMA = 3
+SCHEMA = 4
 T = TypeVar("T")
 
 
