@@ -23,6 +23,7 @@ ROWS = (
         "devices",
         "nvml",
         "loop",
+        "recipe",
         "windows",
         "probes",
         "compare",

@@ -16,7 +16,8 @@ from torch import nn
 
 from stepmark.devices import BACKENDS
 from stepmark.loop import Callback, Training, train
-from stepmark.probes.timing import PhaseMarks, StepMarks
+from stepmark.probes.timing import PhaseMarks, StepMarks, phase_order
+from stepmark.scenario import Scenario
 
 ROUNDS, STEPS, LAYERS = 30, 100, 40
 TARGETS = {"step marks": 0.5, "phase marks": 2.0}  # per cent of a launch-bound step
@@ -68,7 +69,8 @@ def _step_marks(device: Any) -> tuple[Sequence[Callback], Callable[[], None]]:
 
 
 def _phase_marks(device: Any) -> tuple[Sequence[Callback], Callable[[], None]]:
-    marks = PhaseMarks(device.marks(PhaseMarks.marks_per_step(1) * STEPS + 1), 1)
+    order = phase_order(Scenario(workload="the model above"))
+    marks = PhaseMarks(device.marks(len(order) * STEPS + 1), order)
     return [marks], marks.begin
 
 

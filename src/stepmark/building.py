@@ -1,15 +1,18 @@
 """From a workload and a scenario to what the loop works on."""
 
 import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._pytree import tree_leaves, tree_map
 
-from stepmark.choices import Precision
+from stepmark.choices import Precision, Task
 from stepmark.devices import Device
 from stepmark.errors import WorkloadError
-from stepmark.loop import Training, unchanged
+from stepmark.loop import Loop, Training, evaluate, train, unchanged
 from stepmark.scenario import Scenario
 from stepmark.workload import Workload
 
@@ -19,6 +22,10 @@ AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16
 def make_training(workload: Workload, scenario: Scenario, device: Device) -> Training:
     """What the loop works on, before any DDP wrapping."""
     model = workload.model.to(device.torch_device)
+    to_device = device.to_device
+    if scenario.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        to_device = functools.partial(_channels_last, device)
     model.train()
     optimizer = workload.optimizer(model.parameters())
     if not callable(getattr(optimizer, "step", None)):
@@ -27,17 +34,56 @@ def make_training(workload: Workload, scenario: Scenario, device: Device) -> Tra
             "torch.optim.Optimizer"
         )
     dtype = AUTOCAST_DTYPES.get(scenario.precision)
+    trains = scenario.task is Task.TRAIN
     return Training(
         model=model,
-        loss=workload.loss,
+        loss=_inferred(workload) if scenario.task is Task.INFER else workload.loss,
         optimizer=optimizer,
-        to_device=device.to_device,
-        scaler=device.scaler() if scenario.precision is Precision.FP16 else None,
+        to_device=to_device,
+        scaler=device.scaler() if trains and scenario.precision is Precision.FP16 else None,
         accumulation=scenario.accumulation,
         clip_norm=workload.clip_norm,
         scheduler=None if workload.scheduler is None else workload.scheduler(optimizer),
         autocast=unchanged if dtype is None else functools.partial(device.autocast, dtype),
+        set_to_none=scenario.set_to_none,
+        recording=_recording(scenario),
     )
+
+
+def loop_of(scenario: Scenario) -> Loop:
+    """The loop that runs the scenario's steps."""
+    return train if scenario.task is Task.TRAIN else evaluate
+
+
+def _recording(scenario: Scenario) -> Callable[[], AbstractContextManager[Any]]:
+    if scenario.inference_mode:
+        return torch.inference_mode
+    return torch.no_grad if scenario.no_grad else unchanged
+
+
+def _inferred(workload: Workload) -> Callable[[torch.nn.Module, Any], None]:
+    def forward_alone(model: torch.nn.Module, batch: Any) -> None:
+        workload.forward(model, batch)
+
+    return forward_alone
+
+
+def _channels_last(device: Device, batch: Any) -> Any:
+    """A micro-batch on the device, its images with their channels last."""
+
+    def laid_out(leaf: Any) -> Any:
+        return leaf.contiguous(memory_format=torch.channels_last) if _is_image(leaf) else leaf
+
+    return tree_map(laid_out, device.to_device(batch))
+
+
+def has_images(batch: Any) -> bool:
+    """Whether a batch has tensors with channels: four dimensions."""
+    return any(map(_is_image, tree_leaves(batch)))
+
+
+def _is_image(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.ndim == 4
 
 
 def checked_loss(workload: Workload, model: torch.nn.Module, batch: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
     StepmarkError
     |-- UsageError        the caller asked for something that cannot be: exit code 2
     |   `-- WorkloadError    a workload that cannot be found, or does not build
+    |-- ObstacleError     a scenario that this workload or machine cannot have: it is skipped
     |-- StoreError        a file of results that cannot be written or read: exit code 2
     `-- RunnerError       a measuring process that cannot be started at all
 
@@ -21,6 +22,10 @@ class UsageError(StepmarkError, ValueError):
 
 class WorkloadError(UsageError):
     """A workload that cannot be found, or that does not build."""
+
+
+class ObstacleError(StepmarkError):
+    """A scenario that this workload, or this machine, cannot have: a reason to skip it."""
 
 
 class StoreError(StepmarkError):

@@ -1,4 +1,4 @@
-"""The training loop, and the observers that may watch it. Nothing else.
+"""The training loop, the loop of evaluation, and the observers that may watch them. Nothing else.
 
 A *step* is one optimizer step: ``accumulation`` micro-batches, each with forward and backward,
 then one update. The loop never reads a tensor's value, prints or synchronizes; neither may a
@@ -54,7 +54,8 @@ class Training:
 
     Attributes:
         model: on its device, wrapped in DistributedDataParallel where there are ranks.
-        loss: ``loss(model, micro_batch)``, the mean over the micro-batch, a scalar tensor.
+        loss: ``loss(model, micro_batch)``, the mean over the micro-batch, a scalar tensor; for
+            inference, which has none, ``None``.
         optimizer: over the model's parameters.
         to_device: moves a micro-batch to the device.
         scaler: gradient scaler, or ``None``; a disabled one costs a step its detours all the same.
@@ -62,11 +63,13 @@ class Training:
         autocast: gives the context of forward and loss; not of backward.
         clip_norm: largest gradient norm; ``None`` does not clip.
         scheduler: stepped after every optimizer step.
+        set_to_none: ``zero_grad`` drops gradients; ``False`` fills them with zeros.
         sync_gradients: ``False`` leaves out DDP's all-reduce altogether, to see what it costs.
+        recording: gives the context of evaluation, which says whether gradients are recorded.
     """
 
     model: nn.Module
-    loss: Callable[[nn.Module, Any], Tensor]
+    loss: Callable[[nn.Module, Any], Any]
     optimizer: torch.optim.Optimizer
     to_device: Callable[[Any], Any]
     scaler: torch.amp.GradScaler | None = None
@@ -74,7 +77,9 @@ class Training:
     autocast: Callable[[], AbstractContextManager[Any]] = unchanged
     clip_norm: float | None = None
     scheduler: Any = None
+    set_to_none: bool = True
     sync_gradients: bool = True
+    recording: Callable[[], AbstractContextManager[Any]] = torch.no_grad
 
     def gradient_sync(self, *, last: bool) -> AbstractContextManager[Any]:
         """Holds back DDP's all-reduce on every micro-batch but the last."""
@@ -124,7 +129,7 @@ def train(
                 for observe in on_forward:
                     observe()
                 scaled_loss = loss if scaler is None else scaler.scale(loss)
-                scaled_loss.backward()  # type: ignore[no-untyped-call]
+                scaled_loss.backward()
             for observe in on_backward:
                 observe()
             losses.append(loss.detach())
@@ -137,12 +142,58 @@ def train(
         else:
             scaler.step(optimizer)
             scaler.update()
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=training.set_to_none)
         if training.scheduler is not None:
             training.scheduler.step()
         for observe in on_step_end:
             observe()
     return losses
+
+
+def evaluate(
+    training: Training,
+    batches: Iterator[Any],
+    steps: Iterable[Any],
+    callbacks: Sequence[Callback] = (),
+) -> list[Tensor]:
+    """Run forward and loss of one batch for every item of ``steps``, without training.
+
+    Returns:
+        The loss of the last one, on the device and not waited for; none of inference.
+    """
+    model = training.model
+    on_step_start = overridden(callbacks, "on_step_start")
+    on_batch = overridden(callbacks, "on_batch")
+    on_transfer = overridden(callbacks, "on_transfer")
+    on_forward = overridden(callbacks, "on_forward")
+    on_step_end = overridden(callbacks, "on_step_end")
+    losses: list[Tensor] = []
+    was_training = model.training
+    model.eval()
+    try:
+        with training.recording():
+            for _ in steps:
+                for observe in on_step_start:
+                    observe()
+                batch = next(batches)
+                for observe in on_batch:
+                    observe()
+                batch = training.to_device(batch)
+                for observe in on_transfer:
+                    observe()
+                with training.autocast():
+                    loss = training.loss(model, batch)
+                for observe in on_forward:
+                    observe()
+                losses = [] if loss is None else [loss.detach()]
+                for observe in on_step_end:
+                    observe()
+    finally:
+        model.train(was_training)
+    return losses
+
+
+Loop = Callable[[Training, Iterator[Any], Iterable[Any], Sequence[Callback]], list[Tensor]]
 
 
 def overridden(callbacks: Sequence[Callback], event: str) -> list[Callable[[], None]]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from stepmark.loop import Callback, Training, train
+from stepmark.loop import Callback, Loop, Training
 from stepmark.place import Place
 from stepmark.probes.scaler import AppliedSteps
-from stepmark.probes.timing import PhaseMarks, StepMarks
+from stepmark.probes.timing import PhaseMarks, StepMarks, phase_order
 from stepmark.record import EndedBy, Phases, Reading, WarmUp, Window
 from stepmark.scenario import Plan, Scenario
 from stepmark.windows import Budget, Stretch, settled, stretch_steps
@@ -27,6 +27,7 @@ class Measurement:
         place: Place,
         training: Training,
         batches: Iterator[Any],
+        loop: Loop,
     ) -> None:
         self.scenario = scenario
         self.plan = plan
@@ -34,6 +35,7 @@ class Measurement:
         self.device = place.device
         self.training = training
         self.batches = batches
+        self.loop = loop
         self.expected_step_s = 0.0
         self.lead_in_cut = False
         # Batches that lie ready after a pause would make a window's first steps look fast; and
@@ -77,7 +79,7 @@ class Measurement:
             scale=-self.place.agree(-scale),
         )
 
-    def steps(self) -> tuple[Window, float, int | None]:
+    def steps(self) -> tuple[Window, float | None, int | None]:
         """The window that throughput comes from; its last loss; steps the scaler skipped."""
         applied = AppliedSteps(self.training)
         marks = self.device.marks(self.plan.steps + 1)
@@ -102,7 +104,7 @@ class Measurement:
         """A few steps with marks, after some without."""
         marks = self.device.marks(num_steps + 1)
         callbacks = [StepMarks(marks)] if self.device.marks_steps else []
-        train(self.training, self.batches, range(num_lead))
+        self.loop(self.training, self.batches, range(num_lead), ())
         budget = Budget(num_steps, math.inf, now_s=self.device.now_s)
         window, _ = self.window(self.training, budget, callbacks, marks.mark)
         if self.device.marks_steps:
@@ -112,9 +114,8 @@ class Measurement:
 
     def phases(self) -> tuple[Window, Phases, Reading]:
         """The same steps with a mark at every phase; and what the host waited for batches."""
-        accumulation = self.scenario.accumulation
-        capacity = PhaseMarks.marks_per_step(accumulation) * self.plan.steps + 1
-        marks = PhaseMarks(self.device.marks(capacity), accumulation)
+        order = phase_order(self.scenario)
+        marks = PhaseMarks(self.device.marks(len(order) * self.plan.steps + 1), order)
         self.lead_in()
         window, _ = self.window(self.training, self.planned(), [marks], marks.begin)
         host_wait = Reading(
@@ -193,7 +194,7 @@ class Measurement:
         began_s = time.monotonic()
         start_s = device.now_s()
         begin()
-        losses = train(training, self.batches, budget, callbacks)
+        losses = self.loop(training, self.batches, budget, callbacks)
         device.synchronize()
         window_s = device.now_s() - start_s
         window = Window(
@@ -208,10 +209,10 @@ class Measurement:
     def lead_in(self) -> None:
         """Steps between a pause and a window, which follows at once; at most a window's budget."""
         budget = self.budget(self.lead_in_steps, self.plan.max_seconds)
-        train(self.training, self.batches, budget)
+        self.loop(self.training, self.batches, budget, ())
         self.lead_in_cut = self.lead_in_cut or budget.ended_by is EndedBy.SECONDS
 
 
-def value_of(losses: list[Tensor]) -> float:
-    """The loss of a step from those of its micro-batches; waits for the device."""
-    return float(sum(loss.item() for loss in losses))
+def value_of(losses: list[Tensor]) -> float | None:
+    """The loss of a step from those of its micro-batches, if it has any; waits for the device."""
+    return float(sum(loss.item() for loss in losses)) if losses else None

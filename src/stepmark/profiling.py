@@ -42,7 +42,9 @@ def profile(
     """
     prepared = prepare(scenario, plan, place, progress)
     place, device = prepared.place, prepared.place.device
-    measurement = Measurement(scenario, plan, place, prepared.training, prepared.batches)
+    measurement = Measurement(
+        scenario, plan, place, prepared.training, prepared.batches, prepared.loop
+    )
     progress("warming up", None)
     measurement.warm_up()
     plain = measurement.stretch(_PLAIN_STEPS, plan.max_seconds)

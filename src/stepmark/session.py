@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stepmark import workloads
-from stepmark.building import checked_loss, make_training, wrap_ddp
-from stepmark.choices import Precision
+from stepmark import recipe, workloads
+from stepmark.building import checked_loss, has_images, loop_of, make_training, wrap_ddp
+from stepmark.choices import Precision, Task
 from stepmark.devices import Device
+from stepmark.errors import ObstacleError
 from stepmark.loading import SEED, describe_batch, make_loader
-from stepmark.loop import Training, train
+from stepmark.loop import Loop, Training
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place, join_process_group
 from stepmark.probes.flops import count_work, on_meta
@@ -48,6 +49,7 @@ class Prepared:
         workload: what is trained.
         training: what the loop works on.
         batches: where the next micro-batch comes from, without end.
+        loop: runs its steps.
         switches: of precision and threads, as stepmark set them.
         startup: how long it took.
         first_batch: shapes and types of its tensors.
@@ -59,6 +61,7 @@ class Prepared:
     workload: Workload
     training: Training
     batches: Iterator[Any]
+    loop: Loop
     switches: Switches
     startup: StartUp
     first_batch: str
@@ -82,7 +85,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     build = workloads.load(scenario.workload)
     import_s = clock.lap_s()
     _seed(SEED)
-    workload = build()
+    workload = recipe.apply(build(), scenario)
     switches.set_back()
     training = make_training(workload, scenario, device)
     loader = make_loader(workload, scenario, place.rank)
@@ -101,8 +104,14 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     batches = iter(loader)
     first = next(batches)
     first_batch_s = clock.lap_s()
-    checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
-    losses = train(checked, itertools.chain([first], batches), range(1))
+    if scenario.channels_last and not has_images(first):
+        raise ObstacleError(
+            f"channels_last: no tensor of a batch has four dimensions ({describe_batch(first)})"
+        )
+    loop, checked = loop_of(scenario), training
+    if scenario.task is Task.TRAIN:
+        checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
+    losses = loop(checked, itertools.chain([first], batches), range(1), ())
     device.synchronize()
     startup = StartUp(
         process_s=process_s,
@@ -117,6 +126,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         workload=workload,
         training=training,
         batches=batches,
+        loop=loop,
         switches=switches,
         startup=startup,
         first_batch=describe_batch(first),
@@ -149,7 +159,9 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     host_memory = HostMemory()
     prepared = prepare(scenario, plan, place, progress)
     place, workload = prepared.place, prepared.workload
-    measurement = Measurement(scenario, plan, place, prepared.training, prepared.batches)
+    measurement = Measurement(
+        scenario, plan, place, prepared.training, prepared.batches, prepared.loop
+    )
 
     progress("warming up", None)
     warmup = measurement.warm_up()
@@ -187,8 +199,8 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
         phase_window=phase_window,
         phases=phases,
         memory=memory,
-        first_loss=first_loss if math.isfinite(first_loss) else None,
-        final_loss=final_loss if math.isfinite(final_loss) else None,
+        first_loss=_finite(first_loss),
+        final_loss=_finite(final_loss),
         skipped_steps=skipped_steps,
         readings=tuple(readings),
         notes=(
@@ -255,8 +267,8 @@ def epoch_turn(
 def remarks(
     device: Device,
     warmup: WarmUp,
-    first_loss: float,
-    final_loss: float,
+    first_loss: float | None,
+    final_loss: float | None,
     skipped_steps: int | None,
     window: Window,
 ) -> Iterator[str]:
@@ -267,7 +279,7 @@ def remarks(
             f"({warmup.seconds:.1f} s); raise --max-seconds, which bounds warm-up too"
         )
     for name, loss in (("began", first_loss), ("ended", final_loss)):
-        if not math.isfinite(loss):
+        if loss is not None and not math.isfinite(loss):
             yield f"the loss {name} at {loss}: this training diverges"
     if skipped_steps is None:
         yield "this optimizer takes the gradient scale itself; steps it skipped are not counted"
@@ -278,6 +290,10 @@ def remarks(
         )
     if not device.marks_steps:
         yield f"{device.name}: phases come from a serialised pass, waiting at each mark"
+
+
+def _finite(loss: float | None) -> float | None:
+    return loss if loss is not None and math.isfinite(loss) else None
 
 
 class Stopwatch:

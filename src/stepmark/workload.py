@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from stepmark.errors import WorkloadError
+from stepmark.errors import ObstacleError, WorkloadError
 
 if TYPE_CHECKING:
     import torch
@@ -74,15 +74,28 @@ class Workload:
         """
         if self.compute_loss is not None:
             return self.compute_loss(model, batch)
-        if isinstance(batch, (list, tuple)) and len(batch) == 2 and self.loss_fn is not None:
-            inputs, targets = batch
-            if isinstance(inputs, (list, tuple)):
-                return self.loss_fn(model(*inputs), targets)
-            if isinstance(inputs, Mapping):
-                return self.loss_fn(model(**inputs), targets)
-            return self.loss_fn(model(inputs), targets)
         if isinstance(batch, Mapping):
-            return _own_loss(model(**batch))
+            return _own_loss(self.forward(model, batch))
+        outputs = self.forward(model, batch)
+        assert self.loss_fn is not None
+        return self.loss_fn(outputs, batch[1])
+
+    def forward(self, model: "torch.nn.Module", batch: Any) -> Any:
+        """What the model makes of a batch's inputs, without the loss.
+
+        Raises:
+            ObstacleError: the workload computes its loss itself, and the forward in it.
+            WorkloadError: the batch has a layout for which the workload says no loss.
+        """
+        if self.compute_loss is not None:
+            raise ObstacleError("this workload computes its loss itself, and the forward in it")
+        if isinstance(batch, (list, tuple)) and len(batch) == 2 and self.loss_fn is not None:
+            inputs = batch[0]
+            if isinstance(inputs, (list, tuple)):
+                return model(*inputs)
+            return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+        if isinstance(batch, Mapping):
+            return model(**batch)
         raise WorkloadError(
             f"a batch of type {type(batch).__name__}, loss_fn={self.loss_fn}: batches must be "
             "pairs (inputs, targets) with a loss_fn, or dictionaries for a model that returns "

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from stepmark import ceilings, store, suite
+from stepmark.choices import Task
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import Display
 from stepmark.console import show
@@ -39,6 +40,8 @@ def profile(
         raise UsageError(
             f"profile: these axes make {len(scenarios)} scenarios; give one value to each"
         )
+    if scenarios[0].task is not Task.TRAIN:
+        raise UsageError(f"--task {scenarios[0].task}: a profile is of a step of training")
     suite.check(scenarios)
     name = store.new_name() if name is None else name
     store.unused_path(results, name)

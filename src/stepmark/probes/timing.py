@@ -1,10 +1,21 @@
 """Marks on the timeline: steps alone, or every phase of a step."""
 
 import time
+from collections.abc import Sequence
 
+from stepmark.choices import Task
 from stepmark.devices import Marks
 from stepmark.loop import Callback
-from stepmark.record import Phases
+from stepmark.record import PHASES, Phases
+from stepmark.scenario import Scenario
+
+
+def phase_order(scenario: Scenario) -> list[str]:
+    """The phases of a step in their order, which is that of the marks that end them."""
+    micro_batch = ["data_wait", "h2d", "forward"]
+    if scenario.task is not Task.TRAIN:
+        return ["other", *micro_batch, "other"]
+    return ["other", *([*micro_batch, "backward"] * scenario.accumulation), "optimizer"]
 
 
 class StepMarks(Callback):
@@ -22,19 +33,17 @@ class PhaseMarks(Callback):
     """A mark at each phase's end. The phases telescope: they sum to the time between the marks.
 
     ``other`` lies between one step's end and the next one's start.
+
+    Args:
+        marks: room for as many as the steps have phases, and one.
+        order: of a step's phases.
     """
 
-    def __init__(self, marks: Marks, accumulation: int) -> None:
+    def __init__(self, marks: Marks, order: Sequence[str]) -> None:
         self._marks = marks
-        micro_batch = ["data_wait_s", "h2d_s", "forward_s", "backward_s"]
-        self._pattern = ["other_s", *(micro_batch * accumulation), "optimizer_s"]
+        self._order = order
         self._waiting_since_ns = 0
         self._host_wait_ns = 0
-
-    @staticmethod
-    def marks_per_step(accumulation: int) -> int:
-        """How many marks one step sets."""
-        return 4 * accumulation + 2
 
     def begin(self) -> None:
         """The window starts here."""
@@ -73,11 +82,11 @@ class PhaseMarks(Callback):
         Call it after the device was synchronized.
         """
         intervals = self._marks.intervals_s()
-        assert len(intervals) == len(self._pattern) * num_steps, "one interval for every phase"
-        totals = dict.fromkeys(self._pattern, 0.0)
+        assert len(intervals) == len(self._order) * num_steps, "one interval for every phase"
+        totals = dict.fromkeys(PHASES, 0.0)
         for i, seconds in enumerate(intervals):
-            totals[self._pattern[i % len(self._pattern)]] += seconds
-        means = {name: total / num_steps for name, total in totals.items()}
+            totals[self._order[i % len(self._order)]] += seconds
+        means = {f"{name}_s": total / num_steps for name, total in totals.items()}
         return Phases(**means, step_s=sum(means.values()))
 
     def host_wait_s(self, num_steps: int) -> float:

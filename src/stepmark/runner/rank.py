@@ -16,7 +16,7 @@ import torch
 
 from stepmark import profiling, session
 from stepmark.calibration import calibrate
-from stepmark.errors import StepmarkError
+from stepmark.errors import ObstacleError, StepmarkError
 from stepmark.loading import die_with_parent
 from stepmark.place import Place, leave_process_group, open_place
 from stepmark.result import Outcome
@@ -97,7 +97,7 @@ def main(order_json: str) -> None:
             Failed(
                 rank=rank,
                 at_s=time.monotonic(),
-                outcome=Outcome.OOM if _out_of_memory(error) else Outcome.FAILED,
+                outcome=_outcome(error),
                 reason=_writable(_reason(error)),
                 detail=_writable(traceback.format_exc()[-LONGEST_DETAIL:]),
             )
@@ -175,6 +175,12 @@ def _redirect_output(log: Path) -> None:
     assert isinstance(sys.stdout, io.TextIOWrapper)
     sys.stdout.reconfigure(line_buffering=True)
     faulthandler.enable()
+
+
+def _outcome(error: BaseException) -> Outcome:
+    if isinstance(error, ObstacleError):
+        return Outcome.SKIPPED
+    return Outcome.OOM if _out_of_memory(error) else Outcome.FAILED
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from stepmark.loop import train
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place
 from stepmark.runner.messages import PEAK, Order, Ready, Turn, Turned
@@ -35,8 +34,8 @@ def take_turns(
         check_origins(order.origins, Path(order.directory))
     place, training = prepared.place, prepared.training
     first_loss = value_of(prepared.losses)
-    measurement = Measurement(scenario, plan, place, training, prepared.batches)
-    losses = train(training, prepared.batches, range(_CHECKED_STEPS - 1))
+    measurement = Measurement(scenario, plan, place, training, prepared.batches, prepared.loop)
+    losses = prepared.loop(training, prepared.batches, range(_CHECKED_STEPS - 1), ())
     counters = {
         "batch": prepared.first_batch,
         "loss": f"{first_loss!r}, {value_of(losses)!r} after {_CHECKED_STEPS} steps",

@@ -1,0 +1,140 @@
+"""A workload as a scenario has it: another optimizer, loss or limit of gradients, by name."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+from torch.optim import Optimizer
+
+from stepmark.choices import LossName, OptimizerImpl, OptimizerName, Task
+from stepmark.errors import ObstacleError
+from stepmark.scenario import Scenario
+from stepmark.workload import Workload
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+
+
+def apply(workload: Workload, scenario: Scenario) -> Workload:
+    """The workload with what the scenario puts in the place of its own.
+
+    Raises:
+        ObstacleError: the workload has no place for it.
+    """
+    changes: dict[str, Any] = {}
+    if scenario.optimizer is not None:
+        changes["optimizer"] = optimizer(scenario.optimizer, scenario.lr)
+    if scenario.optimizer_impl is not OptimizerImpl.DEFAULT:
+        make = changes.get("optimizer", workload.optimizer)
+        changes["optimizer"] = functools.partial(_carried_out, make, scenario.optimizer_impl)
+    if scenario.loss is not None:
+        if workload.loss_fn is None or workload.compute_loss is not None:
+            raise ObstacleError(f"loss={scenario.loss}: this workload computes its loss itself")
+        changes["loss_fn"] = LOSSES[scenario.loss]
+    if scenario.clip_norm is not None:
+        changes["clip_norm"] = scenario.clip_norm or None
+    if scenario.task is not Task.TRAIN and workload.valid_dataset is not None:
+        changes["dataset"] = workload.valid_dataset
+    return dataclasses.replace(workload, **changes)
+
+
+def optimizer(name: OptimizerName, lr: float | None = None) -> MakeOptimizer:
+    """What makes an optimizer by name; its settings are torch's defaults but for the rate."""
+    return functools.partial(OPTIMIZERS[name], **({} if lr is None else {"lr": lr}))
+
+
+def _carried_out(
+    make: MakeOptimizer, impl: OptimizerImpl, parameters: Iterable[nn.Parameter]
+) -> Optimizer:
+    """The same optimizer, made again with another implementation of its step."""
+    made = make(parameters)
+    kind = type(made)
+    accepted = inspect.signature(kind).parameters
+    if _FLAG[impl] not in accepted:
+        raise ObstacleError(f"optimizer_impl={impl}: {kind.__name__} has no such implementation")
+    flags = {name: name == impl for name in ("foreach", "fused") if name in accepted}
+    groups = [{k: v for k, v in group.items() if k not in flags} for group in made.param_groups]
+    settings = {name: value for name, value in made.defaults.items() if name in accepted}
+    try:
+        return kind(groups, **{**settings, **flags})
+    except RuntimeError as error:  # not on this device, or not with the others of its settings
+        raise ObstacleError(f"optimizer_impl={impl}: {' '.join(str(error).split())}") from error
+
+
+# What a constructor must accept to have it.
+_FLAG = {
+    OptimizerImpl.FOR_LOOP: "foreach",
+    OptimizerImpl.FOREACH: "foreach",
+    OptimizerImpl.FUSED: "fused",
+}
+OPTIMIZERS: dict[OptimizerName, Callable[..., Optimizer]] = {
+    OptimizerName.SGD: torch.optim.SGD,
+    OptimizerName.SGD_MOMENTUM: functools.partial(torch.optim.SGD, momentum=0.9),
+    OptimizerName.ADAGRAD: torch.optim.Adagrad,
+    OptimizerName.RMSPROP: torch.optim.RMSprop,
+    OptimizerName.ADAM: torch.optim.Adam,
+    OptimizerName.ADAMW: torch.optim.AdamW,
+}
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Of logits ``[batch, classes, ...]`` against class indices or probabilities.
+
+    Raises:
+        ObstacleError: there is a single class, so that the loss would always be 0.
+    """
+    _require_classes(LossName.CROSS_ENTROPY, outputs)
+    return F.cross_entropy(outputs, targets)
+
+
+def kl_div(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Divergence of softmax(outputs) from targets, which are probabilities or class indices.
+
+    Raises:
+        ObstacleError: there is a single class, or targets are not of the outputs' shape.
+    """
+    _require_classes(LossName.KL_DIV, outputs)
+    wanted = as_distributions(LossName.KL_DIV, outputs, targets)
+    return F.kl_div(F.log_softmax(outputs, dim=1), wanted, reduction="batchmean")
+
+
+def _elementwise(name: LossName, loss: Callable[[Tensor, Tensor], Tensor]) -> Any:
+    def of(outputs: Tensor, targets: Tensor) -> Tensor:
+        return loss(outputs, as_distributions(name, outputs, targets))
+
+    return of
+
+
+def _require_classes(name: LossName, outputs: Tensor) -> None:
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
+        shape = tuple(outputs.shape)
+        raise ObstacleError(f"loss={name}: outputs of shape {shape} are of no two classes")
+
+
+def as_distributions(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Targets in the shape of outputs: class indices one-hot, everything else as it is.
+
+    Raises:
+        ObstacleError: they are not of one shape; torch would stretch one of them.
+    """
+    if not targets.is_floating_point() and targets.ndim == outputs.ndim - 1:
+        targets = F.one_hot(targets, outputs.shape[1]).movedim(-1, 1).to(outputs.dtype)
+    if targets.shape != outputs.shape:
+        raise ObstacleError(
+            f"loss={name}: outputs of shape {tuple(outputs.shape)}, targets of shape "
+            f"{tuple(targets.shape)}"
+        )
+    return targets
+
+
+LOSSES: dict[LossName, Callable[[Tensor, Tensor], Tensor]] = {
+    LossName.CROSS_ENTROPY: cross_entropy,
+    LossName.MSE: _elementwise(LossName.MSE, F.mse_loss),
+    LossName.BCE: _elementwise(LossName.BCE, F.binary_cross_entropy_with_logits),
+    LossName.L1: _elementwise(LossName.L1, F.l1_loss),
+    LossName.KL_DIV: kl_div,
+}
