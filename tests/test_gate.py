@@ -298,7 +298,7 @@ def test_sides_of_two_installations_get_fresh_servers_for_every_pair(tmp_path: P
                     pair = pairs.measure_pair(
                         runners,
                         (sides[0], sides[1]),
-                        scenario,
+                        (scenario, scenario),
                         plan,
                         (),
                         random.Random(0),

@@ -14,7 +14,18 @@ SOURCE = Path(__file__).parent.parent / "src" / "stepmark"
 # A module imports from its own row and from those below it, never from above.
 ROWS = (
     ("units", "columns", "stats", "errors", "console", "codec", "fingerprint", "choices"),
-    ("scenario", "record", "result", "trace", "profile", "store", "known", "ceilings", "workload"),
+    (
+        "scenario",
+        "record",
+        "result",
+        "trace",
+        "profile",
+        "advice",
+        "store",
+        "known",
+        "ceilings",
+        "workload",
+    ),
     (
         "workloads",
         "data",
@@ -37,6 +48,7 @@ ROWS = (
         "switches",
         "profiling",
         "calibration",
+        "advising",
         "suite",
         "gate",
         "report",

@@ -97,7 +97,9 @@ def confined(
 def run(runner: Runner, base: Side, head: Side, **axes: int) -> Pair:
     axes = {"batch_size": 2, "threads": 1, **axes}
     scenario = Scenario(workload="train.py:build", device="cpu", **axes)
-    return measure_pair((runner, runner), (base, head), scenario, PLAN, (), random.Random(0))
+    return measure_pair(
+        (runner, runner), (base, head), (scenario, scenario), PLAN, (), random.Random(0)
+    )
 
 
 def intervals(side: Side) -> list[tuple[float, float]]:
@@ -161,7 +163,9 @@ def test_a_side_that_dies_is_named_with_its_reason(
     scenario = Scenario(workload="train.py:build", device="cpu", batch_size=2, threads=1)
     plan = Plan(steps=1, warmup=2, max_seconds=0.1, timeout=8)
     with pytest.raises(PairFailedError) as failed:
-        measure_pair((runner, runner), (base, head), scenario, plan, (), random.Random(0))
+        measure_pair(
+            (runner, runner), (base, head), (scenario, scenario), plan, (), random.Random(0)
+        )
     assert failed.value.side == "head"
     assert failed.value.ending.outcome is outcome
     assert reason in failed.value.ending.reason
@@ -190,7 +194,7 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_both_sides(runner: Runner, tmp_path: Path) -> None:
-    loss = f"if calls == 300: os.kill({os.getpid()}, signal.SIGINT)"
+    loss = f"if calls == 40: os.kill({os.getpid()}, signal.SIGINT)"
     base, head = make_side(tmp_path, "base"), make_side(tmp_path, "head", loss=loss)
     with pytest.raises(KeyboardInterrupt):
         run(runner, base, head)
@@ -218,7 +222,9 @@ def test_both_sides_keep_to_their_cpus(runner: Runner, tmp_path: Path) -> None:
     loss = f"assert os.sched_getaffinity(0) == {{{cpu}}}"
     base, head = (make_side(tmp_path, name, loss=loss) for name in ("base", "head"))
     scenario = Scenario(workload="train.py:build", device="cpu", batch_size=2, threads=1)
-    pair = measure_pair((runner, runner), (base, head), scenario, PLAN, (cpu,), random.Random(0))
+    pair = measure_pair(
+        (runner, runner), (base, head), (scenario, scenario), PLAN, (cpu,), random.Random(0)
+    )
     assert pair.head.windows_s
 
 
@@ -315,7 +321,9 @@ def test_sides_that_both_run_code_from_elsewhere_are_refused(
     assert run(runner, base, head).base.windows_s
     scenario = Scenario(workload="mlp-toy", device="cpu", batch_size=2, threads=1)
     with pytest.raises(PairFailedError, match=r"both sides: .*would run the same code") as caught:
-        measure_pair((runner, runner), (base, head), scenario, PLAN, (), random.Random(0))
+        measure_pair(
+            (runner, runner), (base, head), (scenario, scenario), PLAN, (), random.Random(0)
+        )
     assert caught.value.ending.outcome is Outcome.FAILED
 
 

@@ -104,7 +104,7 @@ def measure(runner: Runner, name: str, part: float, *, number: int, order: rando
     head = _side_of("head", function, part)
     scenario = Scenario(workload="side.py:build", device="cpu", threads=1, **axes)
     cpus = cpus_for(scenario, 1, sorted(os.sched_getaffinity(0)), number)
-    return measure_pair((runner, runner), (base, head), scenario, PLAN, cpus, order)
+    return measure_pair((runner, runner), (base, head), (scenario, scenario), PLAN, cpus, order)
 
 
 def _side_of(name: str, function: str, part: float) -> Side:

@@ -1,5 +1,9 @@
 """Numbers with units, for people. Values are kept in SI units (seconds, bytes, joules)."""
 
+import re
+
+from stepmark.errors import UsageError
+
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
 _FLOPS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 _BYTES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -12,6 +16,19 @@ def format_seconds(value_s: float) -> str:
         if abs(value_s) >= 0.9995 * scale:
             return f"{_three_digits(value_s / scale)} {unit}"
     return "0 s" if value_s == 0 else f"{value_s / 1e-9:.2g} ns"
+
+
+def parse_duration(option: str, text: str) -> float:
+    """``90``, ``90s``, ``10m`` or ``1.5h`` in seconds.
+
+    Raises:
+        UsageError: it is none of these, or not above 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d*)?|\.\d+)\s*([smh]?)", text.strip())
+    value = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not 0 < value < float("inf"):
+        raise UsageError(f"{option} {text!r}: give a time such as 90s, 10m or 1h")
+    return value
 
 
 def format_bytes(value_bytes: float) -> str:

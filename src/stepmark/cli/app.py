@@ -277,6 +277,56 @@ def profile(
 
 
 @app.command()
+@with_axes
+def advice(
+    context: typer.Context,
+    workload: Workloads = None,
+    only: Annotated[
+        str | None,
+        typer.Option(help="Names of advice to try, by commas. Default: all.", metavar="LIST"),
+    ] = None,
+    budget: Annotated[str, typer.Option(help="Time for all of it, such as 90s, 10m, 1h.")] = "10m",
+    timeout: Annotated[
+        float, typer.Option(help="Seconds a process may take to get ready, and for a turn.")
+    ] = 300.0,
+    save: Save = None,
+    results: Results = Path("results"),
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run named by --save.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, in SI units.")] = False,
+) -> None:
+    """Try the common advice here: each piece as pairs of processes without and with it, by turns.
+
+    Without a workload: mlp-fashion-mnist. At the end the best combination is measured in fresh
+    processes. Exit code 0; 1: the scenario itself cannot be measured; 2: bad usage; 130:
+    interrupted.
+    """
+    from stepmark.cli import advice_command, axes
+    from stepmark.units import parse_duration
+
+    asked = advice_command.Asked(
+        only=None if only is None else tuple(axes.words("only", only)),
+        budget_s=parse_duration("--budget", budget),
+        timeout=timeout,
+        name=save,
+        results=results,
+        resume=resume,
+        json=json,
+    )
+    scenarios = None
+    if resume:
+        allowed = ("save", "results", "resume", "budget", "json")
+        _refuse_beside(context, "a resumed run has its own scenario and advice", allowed)
+    else:
+        options = context.params
+        scenarios = axes.scenarios(
+            {**options, "workload": workload or [advice_command.DEFAULT_WORKLOAD]}
+        )
+    raise typer.Exit(advice_command.advise(scenarios, asked))
+
+
+@app.command()
 def calibrate(
     device: Annotated[str, typer.Option(help="Kinds of device, by commas, or auto: all.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds until a process is killed.")] = 120.0,

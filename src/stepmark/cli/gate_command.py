@@ -217,7 +217,7 @@ def _measurer(
         cpus = cpus_for(scenario, scenario.threads_per_rank(num_cpus), usable, num_pairs)
         num_pairs += 1
         with servers.for_pair() as runners:
-            pair = measure_pair(runners, both, scenario, plan, cpus, order)
+            pair = measure_pair(runners, both, (scenario, scenario), plan, cpus, order)
         record.add_pair(pair)
         display.on_pair_done(pair)
         return pair

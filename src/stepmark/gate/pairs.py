@@ -21,7 +21,7 @@ from stepmark.runner import Runner
 from stepmark.runner.ending import Ending
 from stepmark.runner.errand import Errand, ErrandOverError
 from stepmark.runner.host_process import OWN, Installation
-from stepmark.runner.messages import PEAK, Origins, Turn, Work
+from stepmark.runner.messages import PEAK, Costs, Origins, Turn, Work
 from stepmark.scenario import Plan, Scenario
 
 _T = TypeVar("_T")
@@ -73,12 +73,14 @@ class SideRecord:
         steps_s: seconds of each step, turn by turn; a turn's is empty where steps have no marks.
         num_steps: steps of a turn.
         counters: exact figures.
+        costs: of each rank, if they were asked for.
     """
 
     windows_s: tuple[float, ...]
     steps_s: tuple[tuple[float, ...], ...]
     num_steps: int
     counters: dict[str, str]
+    costs: tuple[Costs, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +174,7 @@ class _Player:
     process_groups: list[int] = field(default_factory=list)
     step_s: float = 0.0
     counters: dict[str, str] = field(default_factory=dict)
+    costs: tuple[Costs, ...] = ()
     windows_s: list[float] = field(default_factory=list)
     steps_s: list[tuple[float, ...]] = field(default_factory=list)
 
@@ -180,6 +183,8 @@ class _Player:
         self.process_groups = [answer.process_group for answer in ready.values()]
         self.step_s = max(answer.step_s for answer in ready.values())
         self.counters = _of_all_ranks([ready[rank].counters for rank in sorted(ready)])
+        told = (ready[rank].costs for rank in sorted(ready))
+        self.costs = tuple(costs for costs in told if costs is not None)
         self._signal(signal.SIGSTOP)
 
     def play(self, turn: Turn) -> None:
@@ -196,6 +201,7 @@ class _Player:
             steps_s=tuple(self.steps_s),
             num_steps=num_steps,
             counters=self.counters,
+            costs=self.costs,
         )
 
     def _signal(self, number: int) -> None:
@@ -208,20 +214,24 @@ class _Player:
 def measure_pair(
     runners: tuple[Runner, Runner],
     sides: tuple[Side, Side],
-    scenario: Scenario,
+    scenarios: tuple[Scenario, Scenario],
     plan: Plan,
     cpus: Sequence[int],
     order: random.Random,
+    *,
+    with_costs: bool = False,
 ) -> Pair:
     """Start a process for each side, let them take turns, and end them.
 
     Args:
         runners: whose servers they are forked from; the same one for both, if it can be.
         sides: base and head.
-        scenario: can run here, its device resolved.
+        scenarios: what each runs, which can be had here, devices resolved. Sides that run the
+            same take turns of as many steps; others, turns of about the same time.
         plan: of the warm-up, and the deadline of every answer.
         cpus: what both sides keep to.
         order: who begins, in each round.
+        with_costs: also ask for what the scenarios cost beside their steps.
 
     Raises:
         PairFailedError: a side cannot be measured.
@@ -231,7 +241,7 @@ def measure_pair(
     with contextlib.ExitStack() as open_errands:
         players: dict[str, _Player] = {}
 
-        def begin(runner: Runner, side: Side) -> _Player:
+        def begin(runner: Runner, side: Side, scenario: Scenario) -> _Player:
             errand = runner.begin(
                 scenario,
                 plan,
@@ -240,21 +250,28 @@ def measure_pair(
                 work=Work.TURNS,
                 cpus=cpus,
                 origins=side.origins,
+                with_costs=with_costs,
             )
             open_errands.enter_context(errand)
             players[side.name] = _Player(side, errand)
             return players[side.name]
 
-        waiting = _shuffled(tuple(zip(runners, sides, strict=True)), order)
+        waiting = _shuffled(tuple(zip(runners, sides, scenarios, strict=True)), order)
         try:
             while waiting:
                 player = begin(*waiting.pop(0))
                 player.start()
-            cut = rhythm(scenario, max(player.step_s for player in players.values()))
-            turn = Turn(num_lead=cut.num_lead, num_steps=cut.num_steps)
-            for _ in range(cut.num_rounds):
+            steps_s = [players[side.name].step_s for side in sides]
+            if scenarios[0] == scenarios[1]:
+                steps_s = [max(steps_s)] * len(sides)
+            cuts = {
+                side.name: rhythm(scenario, step_s)
+                for side, scenario, step_s in zip(sides, scenarios, steps_s, strict=True)
+            }
+            for _ in range(min(cut.num_rounds for cut in cuts.values())):
                 for player in _shuffled(tuple(players.values()), order):
-                    player.play(turn)
+                    cut = cuts[player.side.name]
+                    player.play(Turn(num_lead=cut.num_lead, num_steps=cut.num_steps))
         except ErrandOverError:
             player.errand.stop()
             ending = player.errand.finish()
@@ -267,7 +284,7 @@ def measure_pair(
                 player.errand.stop()
             for player in players.values():
                 player.errand.finish()
-    base, head = (players[side.name].record(cut.num_steps) for side in sides)
+    base, head = (players[side.name].record(cuts[side.name].num_steps) for side in sides)
     return Pair(base=base, head=head, wall_s=time.monotonic() - start_s)
 
 

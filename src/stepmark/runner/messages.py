@@ -27,7 +27,7 @@ from stepmark.scenario import Plan, Scenario
 
 # To be raised with every change of a message, but for fields that have a default, which are left
 # out where they have it: a side of the gate may have another stepmark.
-PROTOCOL = 4
+PROTOCOL = 5
 
 # The counter of most bytes held by tensors on an accelerator; a number as text.
 PEAK = "peak_allocated_bytes"
@@ -87,6 +87,7 @@ class Order:
         profile_to: beginning of the paths of the profiler's files.
         cpus: the ranks keep to these, an equal share each; empty leaves them where they are.
         origins: by turns, where code must come from; ``None`` if that does not matter.
+        with_costs: by turns, also tell what the scenario costs beside its steps.
     """
 
     scenario: Scenario
@@ -100,6 +101,7 @@ class Order:
     profile_to: str = ""
     cpus: tuple[int, ...] = ()
     origins: Origins | None = None
+    with_costs: bool = False
 
     @property
     def address(self) -> str:
@@ -152,6 +154,24 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Costs:
+    """What a scenario costs one rank beside its steps.
+
+    Attributes:
+        first_step_s: the first optimizer step, synchronized, after its first batch was there.
+        epoch_turn_s: from an epoch's last batch to the next one's first; ``None`` if not tried.
+        num_samples: of an epoch, over all ranks.
+        peak_bytes: most that warm steps held: of the accelerator's memory, or, on a CPU, growth of
+            the resident set with what loader workers have to themselves; ``None`` if unknown.
+    """
+
+    first_step_s: float
+    epoch_turn_s: float | None
+    num_samples: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Ready:
     """A rank is warm and waits for its first turn.
 
@@ -160,12 +180,14 @@ class Ready:
         process_group: it and its loader workers, as the system's signals reach them.
         step_s: how long a step takes, agreed among the ranks.
         counters: what is exact, so that one number is enough: text, or numbers.
+        costs: if they were asked for; `Costs` has what they mean.
     """
 
     rank: int
     process_group: int
     step_s: float
     counters: dict[str, str]
+    costs: Costs | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

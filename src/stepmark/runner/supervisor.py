@@ -216,6 +216,7 @@ class Runner:
         profile_to: str = "",
         cpus: Sequence[int] = (),
         origins: Origins | None = None,
+        with_costs: bool = False,
     ) -> Errand:
         """Have processes started for a scenario, which can run here; `run` also waits for them.
 
@@ -228,6 +229,7 @@ class Runner:
             profile_to: beginning of the paths of the profiler's files.
             cpus: what the ranks keep to, an equal share each; empty leaves them where they are.
             origins: by turns, where their code must come from.
+            with_costs: by turns, they tell what the scenario costs beside its steps.
 
         Raises:
             RunnerError: no process can be started.
@@ -246,6 +248,7 @@ class Runner:
             profile_to=profile_to,
             cpus=tuple(cpus),
             origins=origins,
+            with_costs=with_costs,
         )
         # Turns are so short that nothing else may go on, and the profiler is no clock anyway.
         sampled = self._sampler.watch if work in (Work.MEASURE, Work.CALIBRATE) else None

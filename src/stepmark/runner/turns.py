@@ -6,9 +6,11 @@ from pathlib import Path
 
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place
-from stepmark.runner.messages import PEAK, Order, Ready, Turn, Turned
+from stepmark.probes.memory import HostMemory, workers_bytes
+from stepmark.runner.messages import PEAK, Costs, Order, Ready, Turn, Turned
 from stepmark.runner.origins import check_origins
-from stepmark.session import Progress, prepare
+from stepmark.scenario import Scenario
+from stepmark.session import Progress, epoch_turn, prepare, read_memory
 
 # Loss after the first step says that data and forward pass are the same, after the third one that
 # backward pass and optimizer are.
@@ -29,6 +31,7 @@ def take_turns(
             not the side's own.
     """
     scenario, plan = order.scenario, order.plan
+    host_memory = HostMemory()
     prepared = prepare(scenario, plan, place, progress)
     if order.origins is not None:
         check_origins(order.origins, Path(order.directory))
@@ -40,6 +43,12 @@ def take_turns(
         "batch": prepared.first_batch,
         "loss": f"{first_loss!r}, {value_of(losses)!r} after {_CHECKED_STEPS} steps",
     }
+    epoch = None
+    if order.with_costs:
+        # Before the warm-up, which uses up the batches that lie ready in the loader after it.
+        epoch = epoch_turn(prepared.workload, scenario, plan, place, prepared.startup.first_batch_s)
+        place.device.reset_peaks()
+        host_memory.reset_peak()
     progress("warming up", None)
     measurement.warm_up()
     peak_bytes = place.device.memory().peak_allocated_bytes
@@ -51,8 +60,23 @@ def take_turns(
             process_group=os.getpgid(0),
             step_s=measurement.expected_step_s,
             counters=counters,
+            costs=None
+            if epoch is None
+            else Costs(
+                first_step_s=prepared.startup.first_step_s,
+                epoch_turn_s=epoch.value,
+                num_samples=len(prepared.workload.dataset),  # type: ignore[arg-type]
+                peak_bytes=_peak_bytes(scenario, place, host_memory),
+            ),
         )
     )
     for turn in turns:
         window = measurement.turn(turn.num_lead, turn.num_steps)
         say(Turned(rank=place.rank, window_s=window.window_s, step_s=window.step_s))
+
+
+def _peak_bytes(scenario: Scenario, place: Place, host_memory: HostMemory) -> int | None:
+    workers = workers_bytes() if scenario.num_workers else 0
+    found = read_memory(place.device, host_memory, workers)
+    on_device = found.peak_allocated_bytes
+    return found.peak_host_bytes if on_device is None else on_device

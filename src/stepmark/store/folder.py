@@ -3,14 +3,15 @@
 import tempfile
 from pathlib import Path
 
+from stepmark.advice import Trial
 from stepmark.errors import StoreError, UsageError
 from stepmark.profile import Profile
 from stepmark.result import Result
 from stepmark.scenario import Scenario
 from stepmark.store.files import read, write
 from stepmark.store.names import check_name, file_name, unused_path
-from stepmark.store.reading import LOST_PLAN, LOST_RESULT, known_runs
-from stepmark.store.run import PROFILES, RUN_FILE, RunPlan
+from stepmark.store.reading import LOST_PLAN, LOST_RESULT, known_runs, read_trials
+from stepmark.store.run import PROFILES, RUN_FILE, TRIALS, RunPlan
 
 
 class RunFolder:
@@ -98,6 +99,29 @@ class RunFolder:
         path = prefix.with_name(f"{prefix.name}.json")
         write(path, profile)
         return path
+
+    def save_trial(self, trial: Trial) -> Path:
+        """Write a trial of advice at once, in the place of what was known of it before.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        folder = self.path / TRIALS
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from None
+        path = folder / f"{trial.advice}.json"
+        write(path, trial)
+        return path
+
+    def trials(self) -> tuple[Trial, ...]:
+        """The trials of advice that were saved.
+
+        Raises:
+            StoreError: one cannot be read.
+        """
+        return read_trials(self.path)
 
     def _file(self, scenario_id: str, repeat: int) -> Path:
         return self.path / f"{file_name(scenario_id)}.r{repeat}.json"

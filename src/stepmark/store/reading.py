@@ -3,12 +3,14 @@
 import contextlib
 from pathlib import Path
 
+from stepmark.advice import ADVICE, Trial
+from stepmark.advice.catalogue import COMBINATIONS
 from stepmark.errors import StoreError, UsageError
 from stepmark.profile import Profile
 from stepmark.result import Result
 from stepmark.store.files import read
 from stepmark.store.foreign import read_pytest_benchmark
-from stepmark.store.run import PROFILES, RUN_FILE, Run, RunPlan
+from stepmark.store.run import PROFILES, RUN_FILE, TRIALS, Run, RunPlan
 
 # As many names of runs as a message can hold and still be read.
 SHOWN_RUNS = 5
@@ -16,6 +18,7 @@ SHOWN_RUNS = 5
 LOST_PLAN = "so the run cannot be read; measure it again under another name"
 LOST_RESULT = "delete it, then measure it again with --resume"
 LOST_PROFILE = "delete it, then profile again"
+LOST_TRIAL = "delete it, then try the advice again under another name"
 
 
 def run_names(results: Path) -> list[str]:
@@ -86,9 +89,23 @@ def _read_folder(path: Path) -> Run:
         path=path,
         results=tuple(results),
         profiles=tuple(sorted(profiles, key=lambda profile: profile.started_at)),
+        trials=read_trials(path),
         by_pytest=not planned.scenarios,
         missing=missing,
     )
+
+
+def read_trials(path: Path) -> tuple[Trial, ...]:
+    """What a run folder holds of advice, in the order of the catalogue.
+
+    Raises:
+        StoreError: a file cannot be read.
+    """
+    files = [p for p in (path / TRIALS).glob("*.json") if not p.name.startswith(".")]
+    trials = [read(file, Trial, LOST_TRIAL) for file in files]
+    names = [*(advice.name for advice in ADVICE), *COMBINATIONS]
+    places = {name: place for place, name in enumerate(names)}
+    return tuple(sorted(trials, key=lambda trial: places.get(trial.advice, len(names))))
 
 
 def _is_file(path: Path) -> bool:

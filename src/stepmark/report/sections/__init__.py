@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from stepmark.report.blocks import Block
 from stepmark.report.material import Material
+from stepmark.report.sections.advice import advice
 from stepmark.report.sections.breakdown import memory, phases, start_up
 from stepmark.report.sections.conditions import conditions
 from stepmark.report.sections.doubts import doubts
@@ -20,6 +21,7 @@ from stepmark.report.sections.throughput import accumulation, batch_size, ddp, n
 
 SECTIONS: tuple[tuple[str, Callable[[Material], Sequence[Block]]], ...] = (
     ("Summary", summary),
+    ("Does the advice hold here?", advice),
     ("Throughput and batch size", batch_size),
     ("Throughput and data-loader workers", num_workers),
     ("Gradient accumulation", accumulation),

@@ -1,0 +1,77 @@
+"""What trying a piece of advice measured."""
+
+import math
+from dataclasses import dataclass
+
+from stepmark.fingerprint import Machine
+from stepmark.scenario import Scenario
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One process that ran its scenario's steps in turns with the other side's.
+
+    Attributes:
+        windows_s: seconds of each turn.
+        samples_per_turn: over all micro-batches and ranks.
+        peak_bytes: most that warm steps held, over all ranks: of an accelerator's memory, or of
+            the host's on a CPU; ``None`` if unknown.
+        epoch_turn_s: from an epoch's last batch to the next one's first; ``None`` if unknown.
+        num_samples: of an epoch.
+        first_step_s: the first step, which compiles where that was asked for.
+    """
+
+    windows_s: tuple[float, ...]
+    samples_per_turn: int
+    peak_bytes: int | None
+    epoch_turn_s: float | None
+    num_samples: int
+    first_step_s: float
+
+    @property
+    def samples_per_s(self) -> float:
+        """Over all of its turns."""
+        return self.samples_per_turn * len(self.windows_s) / math.fsum(self.windows_s)
+
+    @property
+    def epoch_samples_per_s(self) -> float | None:
+        """Over an epoch with the turn to the next one; ``None`` if that is unknown."""
+        if self.epoch_turn_s is None:
+            return None
+        return self.num_samples / (self.num_samples / self.samples_per_s + self.epoch_turn_s)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredPair:
+    """Two processes that took turns.
+
+    Attributes:
+        without, with_it: the sides.
+        wall_s: from the first one's start to the last one's end.
+    """
+
+    without: Measured
+    with_it: Measured
+    wall_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A piece of advice, tried.
+
+    Attributes:
+        advice: its name; empty for the combination of all that held.
+        without, with_it: the scenarios.
+        pairs: as they were measured; more may follow.
+        obstacle: why it cannot be tried, or what became of it when it was; empty otherwise.
+        machine: that it was tried on.
+        started_at: ISO 8601 with time zone.
+    """
+
+    advice: str
+    without: Scenario
+    with_it: Scenario
+    machine: Machine
+    started_at: str
+    pairs: tuple[MeasuredPair, ...] = ()
+    obstacle: str = ""
