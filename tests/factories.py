@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stepmark.advice import Measured, MeasuredPair, Trial
 from stepmark.fingerprint import Commit, DeviceInfo, Machine
 from stepmark.profile import Holding, Profile, RankProfile
 from stepmark.record import PHASES, EndedBy, Memory, Phases, RankRecord, StartUp, WarmUp, Window
@@ -266,3 +267,45 @@ def make_profile(scenario: Scenario | None = None, *, device: int | None = 0) ->
             phases=(Span(name="forward", start_s=0.001, end_s=0.005),),
         ),
     )  # fmt: skip
+
+
+def make_measured(samples_per_s: float = 1000.0, **overrides: Any) -> Measured:
+    """A side of a pair: eight turns of 100 samples, at one pace."""
+    fields: dict[str, Any] = {
+        "windows_s": (100 / samples_per_s,) * 8,
+        "samples_per_turn": 100,
+        "peak_bytes": 100 * MIB,
+        "epoch_turn_s": 0.5,
+        "num_samples": 1000,
+        "first_step_s": 0.01,
+    }
+    return Measured(**{**fields, **overrides})
+
+
+def make_trial(
+    advice: str = "workers",
+    ratios: Sequence[float] = (),
+    *,
+    memory: Sequence[float] | None = None,
+    wall_s: float = 1.0,
+    **overrides: Any,
+) -> Trial:
+    """A trial; by pair, what throughput and memory are with the advice over without it."""
+    peaks = [1.0] * len(ratios) if memory is None else memory
+    pairs = tuple(
+        MeasuredPair(
+            without=make_measured(),
+            with_it=make_measured(1000.0 * ratio, peak_bytes=round(100 * MIB * peak)),
+            wall_s=wall_s,
+        )
+        for ratio, peak in zip(ratios, peaks, strict=True)
+    )
+    fields: dict[str, Any] = {
+        "advice": advice,
+        "without": make_scenario(),
+        "with_it": make_scenario(num_workers=2),
+        "machine": make_machine(),
+        "started_at": "2026-01-02T03:04:05+00:00",
+        "pairs": pairs,
+    }
+    return Trial(**{**fields, **overrides})

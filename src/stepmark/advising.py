@@ -208,7 +208,8 @@ def combination(scenario: Scenario, trials: Sequence[Trial], machine: Machine) -
         machine: this one.
 
     Returns:
-        Trials without pairs; none where nothing held.
+        Trials, with pairs where these two scenarios have taken turns already; none where nothing
+        held.
     """
     found = (_gain(trial, scenario) for trial in trials)
     gains = sorted((gain for gain in found if gain), key=lambda gain: gain[0], reverse=True)
@@ -222,8 +223,11 @@ def combination(scenario: Scenario, trials: Sequence[Trial], machine: Machine) -
             if tried.obstacle(machine) is None:
                 steps.append(tried)
     wanted = dict.fromkeys([steps[-1], *steps[1:2]]) if len(steps) > 1 else ()
+    known = {trial.with_it: trial for trial in trials if trial.without == scenario}
     return [
-        begin(name, (scenario, side), machine)
+        dataclasses.replace(known[side], advice=name)
+        if side in known
+        else begin(name, (scenario, side), machine)
         for name, side in zip(COMBINATIONS, wanted, strict=False)
     ]
 

@@ -186,8 +186,10 @@ class _Session:
         saved = {trial.advice: trial for trial in self.folder.trials()}
         for trial in wanted:
             then = saved.get(trial.advice)
-            same = then is not None and then.with_it == trial.with_it
-            self.combinations[trial.advice] = then if same and then is not None else trial
+            if then is not None and then.with_it == trial.with_it:
+                trial = then
+            self.folder.save_trial(trial)
+            self.combinations[trial.advice] = trial
         for trial in self._pursued(pairs, self.combinations, self._remeasure_s):
             self.combinations[trial.advice] = trial
 

@@ -1,0 +1,485 @@
+"""Advice: what is said of a trial, in which order pairs are measured, and what is combined."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import random
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stepmark import advising
+from stepmark.advice import ADVICE, FASTER, Claim, Quantity, Standing, Trial, claims_of, judge
+from stepmark.advice.judgement import FEWEST_PAIRS, MOST_PAIRS
+from stepmark.advice.output import as_json, as_text, command
+from stepmark.choices import OptimizerName, Precision, Task
+from stepmark.cli import advice_command, axes
+from stepmark.cli.app import app
+from stepmark.errors import StepmarkError
+from stepmark.fingerprint import DeviceInfo
+from stepmark.gate import pairs
+from stepmark.scenario import Scenario
+from stepmark.units import parse_duration
+from tests.commands import stepmark
+from tests.factories import MIB, make_machine, make_measured, make_scenario, make_trial
+
+LESS_MEMORY = Claim(says="it needs less memory", quantity=Quantity.MEMORY)
+SOONER = Claim(says="epochs follow each other faster", quantity=Quantity.EPOCH)
+CPU = DeviceInfo(
+    kind="cpu", names=("C",), precisions={"fp32": "", "bf16": "", "fp16": "", "tf32": "no tf32"}
+)
+MACHINE = make_machine(devices=(CPU,))
+
+# Pairs that agree on a ratio to about a percent.
+STEADY = (1.01, 0.99, 1.0, 1.005, 0.995)
+
+
+def around(ratio: float) -> list[float]:
+    return [ratio * factor for factor in STEADY]
+
+
+# --- what is said
+
+
+@pytest.mark.parametrize(
+    ("ratios", "standing"),
+    [
+        (around(1.5), Standing.HOLDS),
+        (around(0.5), Standing.DOES_NOT_HOLD),
+        (around(1.0), Standing.NO_DIFFERENCE),
+        (around(1.02), Standing.NO_DIFFERENCE),
+        ([0.5, 2.0, 3.0, 0.9, 1.5], Standing.NO_DIFFERENCE),
+        (around(1.5)[:4], Standing.NOT_DECIDED),
+        ([], Standing.NOT_DECIDED),
+    ],
+    ids=["more", "less", "none", "below what matters", "scattered", "too few pairs", "no pairs"],
+)
+def test_a_claim_stands_by_its_interval_and_by_what_matters(
+    ratios: list[float], standing: Standing
+) -> None:
+    assert judge(make_trial(ratios=ratios), FASTER).standing is standing
+
+
+def test_the_interval_is_students_for_the_logarithms() -> None:
+    ratios = [1.10, 1.20, 1.15, 1.30, 1.25]
+    found = judge(make_trial(ratios=ratios), FASTER)
+    logs = [math.log(ratio) for ratio in ratios]
+    middle = sum(logs) / 5
+    deviation = math.sqrt(sum((log - middle) ** 2 for log in logs) / 4)
+    # 4.604 is the 99.5th percentile of Student's distribution with 4 degrees of freedom.
+    off = 4.6041 * deviation / math.sqrt(5)
+    assert found.change == pytest.approx(math.expm1(middle))
+    assert found.low == pytest.approx(math.expm1(middle - off), rel=1e-4)
+    assert found.high == pytest.approx(math.expm1(middle + off), rel=1e-4)
+    assert (found.without, found.num_pairs) == (pytest.approx(1000.0), 5)
+
+
+def test_a_claim_on_memory_holds_where_less_is_held() -> None:
+    trial = make_trial(ratios=around(1.0), memory=around(0.5))
+    assert judge(trial, LESS_MEMORY).standing is Standing.HOLDS
+    more = make_trial(ratios=around(1.0), memory=around(1.5))
+    assert judge(more, LESS_MEMORY).standing is Standing.DOES_NOT_HOLD
+
+
+def test_less_memory_than_allocators_round_to_does_not_matter() -> None:
+    trial = make_trial(ratios=around(1.0))
+    pairs = [
+        dataclasses.replace(
+            pair,
+            without=make_measured(peak_bytes=4 * MIB),
+            with_it=make_measured(peak_bytes=3 * MIB),
+        )
+        for pair in trial.pairs
+    ]
+    found = judge(dataclasses.replace(trial, pairs=tuple(pairs)), LESS_MEMORY)
+    assert found.standing is Standing.NO_DIFFERENCE
+    assert "2 MiB" in found.reason
+
+
+def test_an_epoch_counts_with_the_turn_to_the_next_one() -> None:
+    """1000 samples at 1000 a second and half a second of turn: 666.7 a second."""
+    assert make_measured().epoch_samples_per_s == pytest.approx(1000 / 1.5)
+    trial = make_trial("persistent-workers", around(1.0))
+    quicker = [
+        dataclasses.replace(pair, with_it=make_measured(epoch_turn_s=0.0)) for pair in trial.pairs
+    ]
+    found = judge(dataclasses.replace(trial, pairs=tuple(quicker)), SOONER)
+    assert found.standing is Standing.HOLDS
+    assert found.change == pytest.approx(0.5)
+
+
+def test_what_is_not_known_here_cannot_be_tried_and_is_no_zero() -> None:
+    trial = make_trial(ratios=around(1.0))
+    unknown = [
+        dataclasses.replace(pair, without=make_measured(peak_bytes=None)) for pair in trial.pairs
+    ]
+    found = judge(dataclasses.replace(trial, pairs=tuple(unknown)), LESS_MEMORY)
+    assert found.standing is Standing.CANNOT_BE_TRIED
+    assert "not known here" in found.reason
+
+
+def test_an_obstacle_is_the_reason() -> None:
+    found = judge(make_trial(obstacle="no cuda device on this machine"), FASTER)
+    assert found.standing is Standing.CANNOT_BE_TRIED
+    assert found.reason == "no cuda device on this machine"
+    assert found.change is None
+
+
+def test_pairs_of_the_same_code_hardly_ever_come_to_a_verdict() -> None:
+    order = random.Random(1)
+    verdicts = [
+        judge(make_trial(ratios=[math.exp(order.gauss(0, 0.04)) for _ in range(10)]), FASTER)
+        for _ in range(300)
+    ]
+    decided = [v for v in verdicts if v.standing is not Standing.NO_DIFFERENCE]
+    assert len(decided) <= 9, "one in a hundred is what the interval allows"
+
+
+# --- the catalogue
+
+
+def test_every_piece_of_advice_has_a_name_of_its_own_and_sides_that_differ() -> None:
+    assert len({advice.name for advice in ADVICE}) == len(ADVICE)
+    for advice in ADVICE:
+        without, with_it = advice.sides(make_scenario(), 2)
+        assert without != with_it, advice.name
+        assert advice.claims
+        assert claims_of(advice.name) == advice.claims
+
+
+def test_the_articles_claims_are_all_there() -> None:
+    """`num_workers=0` slow, AMP, accumulation, the GPU, `no_grad` and DDP."""
+    names = {advice.name for advice in ADVICE if "article" in advice.source}
+    assert names >= {"workers", "bf16", "fp16", "accumulation", "gpu", "no-grad", "ddp"}
+
+
+def test_accumulation_takes_as_many_samples_a_step_as_the_large_batch() -> None:
+    (advice,) = (advice for advice in ADVICE if advice.name == "accumulation")
+    without, with_it = advice.sides(make_scenario(batch_size=16), 2)
+    assert without.samples_per_step == with_it.samples_per_step == 64
+    assert (without.batch_size, with_it.batch_size) == (64, 16)
+
+
+def test_advice_on_a_machine_without_a_gpu_says_what_cannot_be_tried() -> None:
+    trials = {t.advice: t for t in advising.plan_trials(make_scenario(), MACHINE)}
+    assert len(trials) == len(ADVICE)
+    assert trials["gpu"].obstacle == "no cuda device on this machine"
+    assert trials["tf32"].obstacle == "no tf32"
+    assert "pin_memory" in trials["pin-memory"].obstacle
+    assert not trials["workers"].obstacle
+
+
+def test_advice_keeps_what_the_scenario_has_beside_it() -> None:
+    scenario = make_scenario(batch_size=7, threads=1, optimizer=OptimizerName.ADAM)
+    for trial in advising.plan_trials(scenario, MACHINE, ["workers", "no-grad"]):
+        for side in (trial.without, trial.with_it):
+            assert (side.batch_size, side.threads) == (7, 1)
+            assert not side.obstacle(MACHINE)
+
+
+# --- the order of measuring
+
+
+class Script:
+    """Measures from a script: a ratio for each pair of each trial, and the time that it takes."""
+
+    def __init__(self, ratios: dict[str, Sequence[float]], budget_s: float = math.inf) -> None:
+        self.ratios = ratios
+        self.left_s = budget_s
+        self.log: list[str] = []
+
+    def add(self, trial: Trial) -> Trial:
+        self.log.append(trial.advice)
+        self.left_s -= 1.0
+        ratio = self.ratios[trial.advice][len(trial.pairs)]
+        if math.isnan(ratio):
+            return dataclasses.replace(trial, obstacle="with it: oom: out of memory")
+        (pair,) = make_trial(ratios=[ratio]).pairs
+        return dataclasses.replace(trial, pairs=(*trial.pairs, pair))
+
+    def run(self) -> dict[str, Trial]:
+        trials = {name: make_trial(name) for name in self.ratios}
+        for trial in advising.pursue(list(trials.values()), self.add, lambda: self.left_s):
+            trials[trial.advice] = trial
+        return trials
+
+
+def test_each_trial_gets_its_pairs_in_turn() -> None:
+    script = Script({"workers": around(1.5), "bf16": around(1.0)})
+    trials = script.run()
+    assert script.log == ["workers"] * FEWEST_PAIRS + ["bf16"] * FEWEST_PAIRS
+    assert {len(trial.pairs) for trial in trials.values()} == {FEWEST_PAIRS}
+
+
+def test_those_that_scatter_get_more_wherever_their_pairs_lie() -> None:
+    wild = [0.8, 1.25] * MOST_PAIRS
+    script = Script({"workers": around(1.0), "bf16": wild, "ddp": [2 * r for r in wild]})
+    trials = script.run()
+    assert len(trials["workers"].pairs) == FEWEST_PAIRS
+    assert len(trials["bf16"].pairs) == len(trials["ddp"].pairs) == MOST_PAIRS
+
+
+def test_a_trial_with_an_obstacle_is_left_at_once() -> None:
+    script = Script({"workers": [1.0, math.nan], "bf16": around(1.0)})
+    trials = script.run()
+    assert script.log.count("workers") == 2
+    assert trials["workers"].obstacle
+    assert len(trials["bf16"].pairs) == FEWEST_PAIRS
+
+
+def test_no_trial_is_begun_that_there_is_no_time_to_end() -> None:
+    """Six seconds hold the five pairs of the first trial; the second's first pair shows it."""
+    script = Script({"workers": around(1.0), "bf16": around(1.0)}, budget_s=6)
+    trials = script.run()
+    assert len(trials["workers"].pairs) == 5
+    assert len(trials["bf16"].pairs) == 1
+    assert judge(trials["bf16"], FASTER).standing is Standing.NOT_DECIDED
+
+
+def test_a_trial_is_gone_on_with_from_the_pairs_it_has() -> None:
+    script = Script({"workers": around(1.0)})
+    begun = make_trial("workers", around(1.0)[:3])
+    trials = list(advising.pursue([begun], script.add, lambda: math.inf))
+    assert len(trials) == 2
+    assert len(trials[-1].pairs) == FEWEST_PAIRS
+
+
+# --- what held at once
+
+
+def tried(name: str, ratio: float, scenario: Scenario | None = None) -> Trial:
+    scenario = scenario or make_scenario()
+    (trial,) = advising.plan_trials(scenario, MACHINE, [name])
+    return dataclasses.replace(trial, pairs=make_trial(ratios=around(ratio)).pairs)
+
+
+def combined(trials: Sequence[Trial], scenario: Scenario | None = None) -> list[Scenario]:
+    found = advising.combination(scenario or make_scenario(), trials, MACHINE)
+    return [trial.with_it for trial in found]
+
+
+def test_what_held_is_put_together_and_the_best_alone_stands_beside_it() -> None:
+    trials = [tried("workers", 1.5), tried("bf16", 1.2), tried("fused-optimizer", 1.0)]
+    assert combined(trials) == [
+        make_scenario(num_workers=2, precision=Precision.BF16),
+        make_scenario(num_workers=2),
+    ]
+
+
+def test_of_two_precisions_the_one_that_gains_more_is_taken() -> None:
+    trials = [tried("fp16", 1.5), tried("bf16", 1.2)]
+    assert combined(trials) == [make_scenario(precision=Precision.FP16)]
+
+
+def test_workers_that_persist_come_with_workers_or_not_at_all() -> None:
+    persistent = tried("persistent-workers", 1.0)
+    quicker = [
+        dataclasses.replace(pair, with_it=make_measured(epoch_turn_s=0.0))
+        for pair in persistent.pairs
+    ]
+    persistent = dataclasses.replace(persistent, pairs=tuple(quicker))
+    assert combined([persistent]) == []
+    both = combined([persistent, tried("workers", 1.1)])
+    assert both[0] == make_scenario(num_workers=2, persistent_workers=True)
+
+
+def test_what_the_scenario_has_and_loses_by_is_taken_back() -> None:
+    scenario = make_scenario(num_workers=2)
+    assert combined([tried("workers", 0.5, scenario)], scenario) == [make_scenario()]
+
+
+def test_what_trains_otherwise_or_is_no_training_is_not_combined() -> None:
+    trials = [tried(name, 3.0) for name in ("larger-batch", "accumulation", "ddp", "no-grad")]
+    assert combined(trials) == []
+
+
+def test_the_best_is_the_combination_that_gains_most_or_the_scenario_itself() -> None:
+    scenario, both, one = (
+        make_scenario(),
+        make_scenario(num_workers=2, precision=Precision.BF16),
+        make_scenario(num_workers=2),
+    )
+
+    def trial(name: str, side: Scenario, ratio: float) -> Trial:
+        return make_trial(name, around(ratio), without=scenario, with_it=side)
+
+    more = [trial("combination", both, 1.3), trial("best-alone", one, 1.5)]
+    assert advising.best(scenario, more) == one
+    assert advising.best(scenario, [trial("combination", both, 1.0)]) == scenario
+    assert advising.best(scenario, []) == scenario
+
+
+# --- what is shown
+
+
+def test_the_command_of_a_scenario_makes_that_scenario() -> None:
+    scenario = make_scenario(
+        batch_size=32,
+        num_workers=2,
+        persistent_workers=True,
+        precision=Precision.BF16,
+        threads=1,
+        optimizer=OptimizerName.SGD_MOMENTUM,
+        lr=0.1,
+        clip_norm=0.0,
+        channels_last=True,
+        set_to_none=False,
+    )
+    words = shlex.split(command(scenario))[2:]
+    given = {k[2:].replace("-", "_"): v for k, v in zip(words[::2], words[1::2], strict=True)}
+    options = {name: axis.default for name, axis in axes.AXES.items()} | given
+    assert axes.scenarios({**options, "workload": [given["workload"]]}) == [scenario]
+
+
+def test_text_and_json_hold_every_claim_with_its_verdict() -> None:
+    trials = [
+        make_trial("bf16", around(1.5), memory=around(1.0)),
+        make_trial("gpu", obstacle="no cuda device on this machine"),
+    ]
+    text = as_text(trials)
+    assert "+50.0 %" in text
+    assert "cannot be tried: no cuda device on this machine" in text
+    data = json.loads(as_json(trials, make_scenario(), make_scenario(num_workers=2), {}))
+    assert [len(entry["claims"]) for entry in data["advice"]] == [2, 1]
+    assert data["advice"][0]["claims"][0]["verdict"] == "holds"
+    assert data["advice"][1]["claims"][0]["change"] is None
+    assert data["best"]["command"].startswith("stepmark run --workload mlp-toy")
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), (" 2h ", 7200)]
+)
+def test_a_duration_is_read_in_its_unit(text: str, seconds: float) -> None:
+    assert parse_duration("--budget", text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "ten", "5d", "1e3"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(StepmarkError, match="give a time such as"):
+        parse_duration("--budget", text)
+
+
+# --- for real
+
+SLOW_DATA = """
+import time
+import torch
+from stepmark import Workload
+
+
+class Slow(torch.utils.data.Dataset):
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, index):
+        time.sleep(0.003)
+        return torch.zeros(4), index % 2
+
+
+def build():
+    return Workload(
+        model=torch.nn.Linear(4, 2),
+        dataset=Slow(),
+        loss_fn=torch.nn.CrossEntropyLoss(),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two pieces of advice on a dataset that sleeps 3 ms a sample."""
+    folder = tmp_path_factory.mktemp("advice")
+    (folder / "slow.py").write_text(SLOW_DATA)
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        patch.setattr(pairs, "_PAIR_S", 0.5)
+        patch.setattr(pairs, "_FEWEST_ROUNDS", 4)
+        patch.setattr(advising, "_WARM_UP_S", 0.5)
+        patch.setattr(advice_command, "_STEPS", 5)
+        patch.setattr(advice_command, "interrupt_once", lambda *_: None)
+        words = ["--workload", "slow.py:build", "--batch-size", "8", "--threads", "1"]
+        words += ["--only", "workers,gpu", "--budget", "10m", "--save", "a", "--json"]
+        with contextlib.redirect_stdout(output):
+            assert app(["advice", *words], standalone_mode=False) == 0
+    (folder / "out.json").write_text(output.getvalue())
+    return folder
+
+
+def claims_in(folder: Path) -> dict[str, Any]:
+    data = json.loads((folder / "out.json").read_text())
+    return {entry["name"]: entry["claims"][0] for entry in data["advice"]}
+
+
+def test_workers_help_a_dataset_that_makes_the_loop_wait(slow: Path) -> None:
+    found = claims_in(slow)["workers"]
+    assert found["verdict"] == "holds"
+    assert found["num_pairs"] >= FEWEST_PAIRS
+
+
+def test_the_best_combination_is_measured_in_fresh_processes(slow: Path) -> None:
+    data = json.loads((slow / "out.json").read_text())
+    assert "--num-workers" in data["best"]["command"]
+    assert {len(rates) for rates in data["samples_per_s"].values()} == {3}
+    assert len(data["samples_per_s"]) == 2
+
+
+def test_a_run_of_advice_is_gone_on_with_without_measuring_anything_again(slow: Path) -> None:
+    before = {p: p.read_bytes() for p in (slow / "results" / "a").rglob("*.json")}
+    done = stepmark("advice", "--resume", "--save", "a", "--budget", "30s", cwd=slow)
+    assert done.returncode == 0, done.stderr
+    assert "workers" in done.stdout
+    assert "the best that was found:" in done.stdout
+    assert {p: p.read_bytes() for p in (slow / "results" / "a").rglob("*.json")} == before
+
+
+def test_the_report_has_a_section_with_a_plot(slow: Path) -> None:
+    done = stepmark("report", "a", cwd=slow)
+    assert done.returncode == 0, done.stderr
+    text = (slow / "reports" / "report.md").read_text()
+    assert "Does the advice hold here?" in text
+    assert "no cuda device on this machine" in text
+    assert "stepmark run --workload slow.py:build" in text
+    assert list((slow / "reports" / "plots").glob("*-throughput-by-advice-*.png"))
+
+
+def test_a_scenario_that_cannot_run_ends_with_its_reason(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def build():\n    raise ValueError('no such model')\n")
+    done = stepmark("advice", "--workload", "broken.py:build", "--only", "workers", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no such model" in done.stderr
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--only", "magic"], "choose from workers, "),
+        (["--batch-size", "1,2"], "make 2 scenarios; give one value to each"),
+        (["--task", "evaluate"], "advice is tried on training"),
+        (["--budget", "soon"], "give a time such as 90s, 10m or 1h"),
+        (["--resume"], "say which run with --save NAME"),
+        (["--resume", "--save", "nope"], "no run to resume"),
+        (["--resume", "--save", "a", "--only", "bf16"], "has its own scenario and advice"),
+        (["--workload", "nope"], "no such built-in workload"),
+    ],
+)
+def test_a_mistake_is_said_before_anything_is_measured(
+    tmp_path: Path, words: list[str], message: str
+) -> None:
+    done = stepmark("advice", *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_inference_is_no_part_of_what_is_combined() -> None:
+    trial = tried("inference-mode", 2.0)
+    assert trial.with_it.task is Task.EVALUATE
+    assert combined([trial]) == []
