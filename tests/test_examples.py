@@ -30,9 +30,9 @@ TRANSFORMER = "examples/hf_transformer.py:build"
 WORKLOADS = (PLAIN, TORCHVISION, TIMM, TRANSFORMER)
 # What an example needs beyond stepmark's own dependencies: the extra "examples".
 NEEDS = {TIMM: "timm", TRANSFORMER: "transformers"}
-SMALL = {TIMM: "?size=32", TORCHVISION: "?size=32", TRANSFORMER: "?width=64&longest=32"}
+SMALL = {TIMM: "?size=32", TORCHVISION: "?size=32"}
 BRIEF = ("--steps", 3, "--batch-size", 8, "--device", "cpu")
-LEARNING_STEPS = 45  # from here on a single batch's loss is safely below the first one's
+LEARNING_STEPS = 30  # from here on a single batch's loss is safely below the first one's
 
 
 Measured = dict[tuple[str, Task], Result]
