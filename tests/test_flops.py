@@ -1,14 +1,16 @@
 """FLOPs against numbers worked by hand and those of the literature."""
 
+from collections import UserDict
 from typing import Any
 
 import pytest
 import torch
 from factories import make_scenario
 from torch import nn
+from torch._subclasses import FakeTensor
 
 from stepmark import Workload
-from stepmark.probes.flops import count_work
+from stepmark.probes.flops import count_work, on_meta
 from stepmark.record import Reading
 
 
@@ -181,3 +183,51 @@ def test_bytes_moved_at_least_worked_by_hand() -> None:
     _, unknown = count_work(workload, make_scenario(precision="bf16"), torch.empty(32, 100))
     assert unknown.value is None
     assert "autocast" in unknown.note
+
+
+class AsksUnlessTraced(nn.Module):
+    """As transformers do of a padding mask: whether it is all ones."""
+
+    def __init__(self, *, always: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(10, 10, bias=False)
+        self.always = always
+
+    def forward(self, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        outputs = self.layer(inputs)
+        traced = isinstance(mask == 1, FakeTensor) and not self.always
+        return outputs if not traced and mask.all() else outputs * mask[:, None]
+
+
+def test_a_model_that_asks_for_values_unless_it_is_traced_is_counted() -> None:
+    model = AsksUnlessTraced(always=False)
+    assert count(model, torch.ones(4, 10), torch.ones(4)).value == 2 * (2 * 4 * 100)
+    assert type(model.layer.weight) is nn.Parameter, "and is left as it was"
+
+
+def test_a_model_that_asks_for_values_whatever_happens_is_refused() -> None:
+    found = count(AsksUnlessTraced(always=True), torch.ones(4, 10), torch.ones(4))
+    assert found.value is None
+    assert found.note.endswith("Tensor.item() cannot be called on meta tensors")
+
+
+def test_a_batch_type_of_a_librarys_own_is_left_where_it_is() -> None:
+    """Its ``to`` may move in place, as that of transformers' BatchEncoding does."""
+
+    class Encoding(UserDict[str, torch.Tensor]):
+        def to(self, device: torch.device) -> "Encoding":
+            self.data = {name: tensor.to(device) for name, tensor in self.data.items()}
+            return self
+
+    batch = Encoding(input=torch.ones(4, 10))
+    bare = on_meta(batch)
+    assert type(bare) is Encoding
+    assert bare["input"].is_meta
+    assert not batch["input"].is_meta
+    workload = Workload(
+        model=nn.Linear(10, 10),
+        dataset=Nothing(),
+        compute_loss=lambda model, batch: model(**batch).sum(),
+        optimizer=sgd,
+    )
+    assert count_work(workload, make_scenario(), batch)[0].value == 2 * (2 * 4 * 100)

@@ -1,5 +1,6 @@
 """Scenarios under the profiler: traces, breakdowns and ledgers of real processes."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from stepmark.devices import BACKENDS
 from stepmark.devices.base import DeviceMemory
 from stepmark.loop import Training, train
-from stepmark.probes.ledger import HeldMemory, MakeOptimizer
+from stepmark.probes.ledger import HeldMemory, MakeOptimizer, predicted_state
 from stepmark.profile import Holding, summarize
 from stepmark.result import Outcome
 from stepmark.store import open_run
@@ -122,15 +123,39 @@ def test_an_optimizer_that_cannot_be_predicted_says_why() -> None:
     assert found["optimizer state"].measured_bytes == 0
 
 
-def test_an_optimizer_over_other_parameters_than_it_is_given_is_not_predicted() -> None:
-    """As one with groups of its own, made from the model itself."""
+def test_an_optimizer_with_groups_made_from_the_model_itself_is_predicted() -> None:
     model = nn.Linear(8, 8)
     before = model.weight.detach().clone()
-    found = ledger(model, lambda _: torch.optim.Adam(model.parameters()), torch.ones(2, 8))
-    assert found["optimizer state"].predicted_bytes is None
-    assert "other parameters" in found["optimizer state"].note
+    groups = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.1}]
+    found = ledger(model, lambda _: torch.optim.Adam(groups), torch.ones(2, 8))
+    assert found["optimizer state"].predicted_bytes == 2 * 4 * (64 + 8) + 2 * 4
     assert found["optimizer state"].measured_bytes == 2 * 4 * (64 + 8) + 2 * 4
     assert not torch.equal(model.weight, before), "it is trained all the same"
+
+
+def test_predicting_an_optimizer_leaves_the_model_as_it_is() -> None:
+    model = nn.Linear(8, 8)
+    before = copy.deepcopy(model.state_dict())
+    groups: list[Any] = [{"params": [model.weight]}, {"params": [model.bias], "lr": 0.1}]
+    trained = torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    state_bytes, _ = predicted_state(
+        model.parameters(), lambda _: torch.optim.SGD(groups, lr=1.0, momentum=0.9)
+    )
+    assert state_bytes == 4 * (64 + 8)
+    assert trained.param_groups[0]["params"] == [model.weight], "even where they share their groups"
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_an_optimizer_over_parameters_that_are_not_the_models_is_not_predicted() -> None:
+    model, other = nn.Linear(8, 8), nn.Linear(8, 8)
+    found = ledger(
+        model,
+        lambda params: torch.optim.Adam([*params, *other.parameters()]),
+        torch.ones(2, 8),
+    )
+    assert found["optimizer state"].predicted_bytes is None
+    assert "not the model's" in found["optimizer state"].note
 
 
 def test_sparse_gradients_count_as_what_they_hold() -> None:

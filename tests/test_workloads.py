@@ -1,6 +1,7 @@
 """The built-in workloads train; the resolver finds users' own and says what is wrong."""
 
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -516,8 +517,18 @@ class TestFailingCode:
 
     def test_a_missing_dependency(self, write: Callable[[str, str], Path]) -> None:
         write("own_module.py", "import nowhere_pkg\ndef build(): ...")
-        message = r"own_module: its import raised ModuleNotFoundError: .*nowhere_pkg"
-        with pytest.raises(WorkloadError, match=message):
+        message = (
+            "own_module: its import raised ModuleNotFoundError: No module named 'nowhere_pkg'; "
+            f"install it for {sys.executable}, or set PYTHONPATH to its folder"
+        )
+        with pytest.raises(WorkloadError, match=f"^{re.escape(message)}$"):
+            load("own_module:build")
+
+    def test_a_missing_part_of_a_package_is_nothing_to_install(
+        self, write: Callable[[str, str], Path]
+    ) -> None:
+        write("own_module.py", "import json.absent\ndef build(): ...")
+        with pytest.raises(WorkloadError, match=r"No module named 'json.absent'.?$"):
             load("own_module:build")
 
     def test_a_script_that_parses_arguments_when_imported(

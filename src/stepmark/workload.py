@@ -28,7 +28,8 @@ class Workload:
             ``loss``.
         collate_fn: as in ``torch.utils.data.DataLoader``.
         valid_dataset: for evaluation; not part of a measured step.
-        scheduler: makes a learning-rate scheduler, stepped once per optimizer step.
+        scheduler: makes a learning-rate scheduler, stepped once per optimizer step, for as long
+            as is measured; one that ends (``OneCycleLR``) must do so later.
         clip_norm: largest gradient norm (``clip_grad_norm_``); ``None`` does not clip.
         find_unused_parameters: as in ``DistributedDataParallel``; for models of which a step may
             leave parameters out.

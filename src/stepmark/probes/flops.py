@@ -1,21 +1,26 @@
 """Work of a step, counted on the meta device: nothing is computed.
 
+Where a model asks for a value, which no tensor has there, it is counted again on fake tensors:
+libraries that can be traced ask nothing of those.
+
 Operations are multiplications and additions of matrix products, convolutions and attention (two
 for each pair of factors), forward and backward, as PyTorch's ``FlopCounterMode`` does;
 elementwise work and the optimizer are not. Where that mode is wrong it is corrected, and where a
 count cannot be right it is refused.
 """
 
+import contextlib
 import copy
 import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from stepmark.devices.base import moved
 from stepmark.probes.ledger import predicted_state, size_of
 from stepmark.record import Reading
 from stepmark.scenario import Scenario
@@ -106,7 +111,8 @@ def _least_bytes(
 
 def on_meta(batch: Any) -> Any:
     """A batch of the same shapes and types without its numbers."""
-    return tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, batch)
+    # A copy, since a library's own batch type may move what it holds in place.
+    return moved(copy.copy(batch), torch.device("meta"))
 
 
 def _count(workload: Workload, batch: Any) -> _MicroBatch:
@@ -115,10 +121,20 @@ def _count(workload: Workload, batch: Any) -> _MicroBatch:
             raise _UncountableError(
                 f"{name or 'the model'} is a {type(module).__name__}, of which PyTorch counts none"
             )
-    model = _without_numbers(workload.model)
+    try:
+        return _count_one(workload, batch)
+    except RuntimeError:
+        # Not at once, for it takes two to four times as long.
+        with contextlib.suppress(RuntimeError):
+            return _count_one(workload, batch, FakeTensorMode(allow_non_fake_inputs=True))
+        raise
+
+
+def _count_one(workload: Workload, batch: Any, mode: FakeTensorMode | None = None) -> _MicroBatch:
+    model = _without_numbers(workload.model, mode)
     loss_fn = workload.loss_fn
     if isinstance(loss_fn, torch.nn.Module):
-        loss_fn = _without_numbers(loss_fn)
+        loss_fn = _without_numbers(loss_fn, mode)
     bare = copy.copy(workload)
     object.__setattr__(bare, "loss_fn", loss_fn)
     own = {t.untyped_storage()._cdata for t in (*model.parameters(), *model.buffers())}
@@ -131,6 +147,7 @@ def _count(workload: Workload, batch: Any) -> _MicroBatch:
         return tensor
 
     with (
+        mode or contextlib.nullcontext(),
         FlopCounterMode(display=False, custom_mapping=_CORRECTIONS) as counter,
         saved_tensors_hooks(note, lambda tensor: tensor),
     ):
@@ -149,14 +166,20 @@ def _count(workload: Workload, batch: Any) -> _MicroBatch:
     return _MicroBatch(flops=total, saved_bytes=saved_bytes)
 
 
-def _without_numbers(module: torch.nn.Module) -> torch.nn.Module:
+def _without_numbers(module: torch.nn.Module, mode: FakeTensorMode | None) -> torch.nn.Module:
     """A copy with all parameters and buffers on the meta device; theirs are never copied."""
+
+    def bare(tensor: torch.Tensor) -> torch.Tensor:
+        empty = torch.empty_like(tensor, device="meta")
+        return empty if mode is None else mode.from_tensor(empty)
+
     memo: dict[int, Any] = {}
     for parameter in module.parameters():
-        bare = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = torch.nn.Parameter(bare, requires_grad=parameter.requires_grad)
+        memo[id(parameter)] = torch.nn.Parameter(
+            bare(parameter), requires_grad=parameter.requires_grad
+        )
     for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
+        memo[id(buffer)] = bare(buffer)
     return copy.deepcopy(module, memo)
 
 

@@ -179,17 +179,24 @@ def predicted_state(
     parameters: Iterable[nn.Parameter], make_optimizer: MakeOptimizer
 ) -> tuple[int | None, str]:
     """What the optimizer will hold, found by a step without numbers; or why it is not known."""
-    bare = [
-        nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-        for p in parameters
-    ]
+    bare = {
+        parameter: nn.Parameter(
+            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
+        )
+        for parameter in parameters
+    }
+    # It may take the model's own from elsewhere, in groups by name, and not those it is given.
+    known = {**{id(p): p for p in bare.values()}, **{id(p): like for p, like in bare.items()}}
     try:
-        optimizer = make_optimizer(iter(bare))
-        given = {id(parameter) for parameter in bare}
-        own = [p for group in optimizer.param_groups for p in group["params"]]
-        if any(id(parameter) not in given for parameter in own):
-            return None, "not predicted: it takes other parameters than those it is given"
-        for parameter in bare:
+        optimizer = make_optimizer(iter(bare.values()))
+        if any(id(p) not in known for group in optimizer.param_groups for p in group["params"]):
+            return None, "not predicted: it takes parameters that are not the model's"
+        # Other dictionaries: these may be the trained optimizer's, too.
+        optimizer.param_groups = [
+            {**group, "params": [known[id(p)] for p in group["params"]]}
+            for group in optimizer.param_groups
+        ]
+        for parameter in bare.values():
             if parameter.requires_grad:
                 parameter.grad = torch.empty_like(parameter)
         optimizer.step()

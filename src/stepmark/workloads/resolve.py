@@ -206,4 +206,11 @@ def _as_workload_error(subject: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         cause = textwrap.shorten(str(error), _LONGEST_CAUSE, placeholder=" ...")
         text = f"{subject} raised {type(error).__name__}: {cause}".removesuffix(": ")
-        raise WorkloadError(text) from error
+        raise WorkloadError(text + _remedy(error)) from error
+
+
+def _remedy(error: BaseException) -> str:
+    """What to do about a package that is not there; nothing for other errors."""
+    if not isinstance(error, ModuleNotFoundError) or not error.name or "." in error.name:
+        return ""
+    return f"; install it for {sys.executable}, or set PYTHONPATH to its folder"
