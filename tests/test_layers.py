@@ -14,7 +14,18 @@ SOURCE = Path(__file__).parent.parent / "src" / "stepmark"
 # A module imports from its own row and from those below it, never from above.
 ROWS = (
     ("units", "columns", "stats", "errors", "console", "codec", "fingerprint", "choices"),
-    ("scenario", "record", "result", "trace", "profile", "store", "known", "ceilings", "workload"),
+    (
+        "scenario",
+        "record",
+        "result",
+        "trace",
+        "profile",
+        "training",
+        "store",
+        "known",
+        "ceilings",
+        "workload",
+    ),
     (
         "workloads",
         "data",
@@ -33,6 +44,7 @@ ROWS = (
         "session",
         "measurement",
         "building",
+        "trainer",
         "place",
         "switches",
         "profiling",
@@ -45,7 +57,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
-WITHOUT_TORCH = ("compare", "report", "trace", "profile", "nvml")
+WITHOUT_TORCH = ("compare", "report", "trace", "profile", "training", "nvml")
 
 
 def modules() -> list[Path]:

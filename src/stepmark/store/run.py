@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 from stepmark.profile import Profile
 from stepmark.result import COLUMNS, Result
 from stepmark.scenario import Plan, Scenario
+from stepmark.training import TrainingRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RUN_FILE = "run.json"
 PROFILES = "profiles"
+TRAININGS = "trainings"
 INTEGER_COLUMNS = tuple(c for c in COLUMNS if c.endswith("_bytes") or c == "steps")
 
 
@@ -42,6 +44,7 @@ class Run:
         path: where it was read from.
         results: in the order in which they were measured.
         profiles: of scenarios that were profiled.
+        trainings: that have finished an epoch.
         by_pytest: its scenarios came from tests, which alone can measure it again whole.
         missing: planned scenario ids and repeats without a result: the run was interrupted.
     """
@@ -50,6 +53,7 @@ class Run:
     path: Path
     results: tuple[Result, ...]
     profiles: tuple[Profile, ...] = ()
+    trainings: tuple[TrainingRecord, ...] = ()
     by_pytest: bool = False
     missing: tuple[tuple[str, int], ...] = ()
 
