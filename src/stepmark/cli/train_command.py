@@ -213,14 +213,16 @@ class _Session:
                 record = _begun(record, message)
             else:
                 record = record.with_epoch(message.epoch)
-                self._display.on_epoch(output.as_line(message.epoch))
             record = dataclasses.replace(record, wall_s=before_s + time.monotonic() - begun_s)
             folder.save_training(record)
+            if isinstance(message, EpochDone):
+                self._display.on_epoch(output.as_line(message.epoch))
 
         try:
             with self._display:
                 ending, wall_s = self._runner.train(record.scenario, order, on_training)
         except KeyboardInterrupt:
+            folder.save_training(record)  # it may have come while an epoch was being saved
             return self._interrupted(record, folder)
         record = dataclasses.replace(
             record,

@@ -32,9 +32,11 @@ class ParameterScheduler(Callback):
     """
 
     def __init__(self, optimizer: Optimizer, name: str, make: MakeScheduler) -> None:
-        self._groups = optimizer.param_groups
+        # The optimizer, not its groups: loading a state makes new ones.
+        self._optimizer = optimizer
         self._name = name
-        for group in self._groups:
+        groups = optimizer.param_groups
+        for group in groups:
             value = group.get(name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 numbers = [k for k, v in group.items() if type(v) in (int, float) and v > 0]
@@ -42,7 +44,7 @@ class ParameterScheduler(Callback):
                     f"schedule_of={name}: {type(optimizer).__name__} has {value!r} for it; choose "
                     f"a number above 0: {', '.join(numbers)}"
                 )
-        stand_ins = [{"params": [torch.zeros(0)], "lr": group[name]} for group in self._groups]
+        stand_ins = [{"params": [torch.zeros(0)], "lr": group[name]} for group in groups]
         self._stand_in = torch.optim.SGD(stand_ins)
         self._scheduler = make(self._stand_in)
         self._set()
@@ -68,7 +70,9 @@ class ParameterScheduler(Callback):
         self._set()
 
     def _set(self) -> None:
-        for group, stand_in in zip(self._groups, self._stand_in.param_groups, strict=True):
+        for group, stand_in in zip(
+            self._optimizer.param_groups, self._stand_in.param_groups, strict=True
+        ):
             group[self._name] = stand_in["lr"]
 
 

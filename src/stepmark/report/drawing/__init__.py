@@ -4,6 +4,7 @@ Everything is drawn on `Figure` objects; pyplot and its global state are not use
 """
 
 from stepmark.report.drawing.bars import draw_grouped_bars, draw_stacked_bars
+from stepmark.report.drawing.epochs import draw_epochs
 from stepmark.report.drawing.lines import Line, draw_lines
 from stepmark.report.drawing.roofline import Roof, draw_roofline
 from stepmark.report.drawing.style import COLOURS, MOST_LINES, chunks, is_signed, style, to_png
@@ -15,6 +16,7 @@ __all__ = [
     "Line",
     "Roof",
     "chunks",
+    "draw_epochs",
     "draw_grouped_bars",
     "draw_lines",
     "draw_roofline",

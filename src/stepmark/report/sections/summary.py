@@ -24,6 +24,8 @@ def summary(material: Material) -> Sequence[Block]:
         text = "Each run by itself. To compare two of them: stepmark compare BASE HEAD."
         blocks.append(Paragraph(text=text))
     for run in material.runs:
+        if not material.runs[run].results:
+            continue  # it trained, which has a section of its own
         if material.several_runs:
             blocks.append(Heading(text=run))
         blocks.append(Findings(items=list(_overview(material, run))))
