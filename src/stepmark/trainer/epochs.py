@@ -20,9 +20,9 @@ from stepmark.trainer.schedules import Scheduling
 from stepmark.trainer.watching import Accuracy, MeanLoss, SmoothedLoss, WatchedLoss
 from stepmark.training import Epoch, TrainPlan
 
-# Steps at an epoch's beginning that are marked: a CUDA event costs memory, and an epoch may have
+# Marks of phases, at an epoch's beginning: a CUDA event costs memory, and an epoch may have
 # millions of steps.
-MOST_MARKED_STEPS = 1000
+MOST_MARKS = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Epochs:
         """Train for one epoch; what it holds of the evaluation is left empty."""
         device, loader = self._device, self._loader
         num_full, rest = divmod(loader.num_batches, self._accumulation)
-        num_marked = min(num_full, MOST_MARKED_STEPS)
+        num_marked = min(num_full, max(1, MOST_MARKS // len(self._order)))
         marks = PhaseMarks(device.marks(len(self._order) * num_marked + 1), self._order)
         metrics = self._metrics()
         smoothed = SmoothedLoss(self._watched, device.torch_device)

@@ -112,9 +112,8 @@ def _whole_s(epoch: Epoch) -> float:
 
 def _table(title: str, record: TrainingRecord) -> Table:
     header = (
-        "epoch", "train loss", "smoothed", "train accuracy", "validation loss",
-        "validation accuracy", "rate", "samples/s", "training", "validation", "checkpoint",
-        "written", "skipped steps",
+        "epoch", "train loss", "smoothed", "accuracy", "valid loss", "accuracy", "rate",
+        "samples/s", "training", "validation", "checkpoint", "written", "skipped steps",
     )  # fmt: skip
     rows = [_row(epoch, epoch is record.best) for epoch in record.epochs]
     caption = f"{title}: epochs"
@@ -145,16 +144,19 @@ def _marked(record: TrainingRecord) -> str:
 
 
 def _row(epoch: Epoch, is_best: bool) -> tuple[str, ...]:
-    def four(value: float | None) -> str:
+    def loss(value: float | None) -> str:
         return known(value, lambda v: f"{v:.4g}")
+
+    def accuracy(value: float | None) -> str:
+        return known(value, lambda v: f"{v:.4f}")
 
     return (
         f"{epoch.epoch} (best)" if is_best else str(epoch.epoch),
-        four(epoch.train_loss),
-        four(epoch.smoothed_loss),
-        four(epoch.train_accuracy),
-        four(epoch.valid_loss),
-        four(epoch.valid_accuracy),
+        loss(epoch.train_loss),
+        loss(epoch.smoothed_loss),
+        accuracy(epoch.train_accuracy),
+        loss(epoch.valid_loss),
+        accuracy(epoch.valid_accuracy),
         f"{epoch.learning_rate:.4g}",
         format_rate(epoch.samples_per_s),
         format_seconds(epoch.train_s),
