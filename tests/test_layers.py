@@ -21,6 +21,7 @@ ROWS = (
         "trace",
         "profile",
         "advice",
+        "training",
         "store",
         "known",
         "ceilings",
@@ -44,6 +45,7 @@ ROWS = (
         "session",
         "measurement",
         "building",
+        "trainer",
         "place",
         "switches",
         "profiling",
@@ -57,7 +59,7 @@ ROWS = (
     ("__main__",),
 )
 ROW_OF = {module: number for number, row in enumerate(ROWS) for module in row}
-WITHOUT_TORCH = ("compare", "report", "trace", "profile", "nvml")
+WITHOUT_TORCH = ("compare", "report", "trace", "profile", "training", "advice", "nvml")
 
 
 def modules() -> list[Path]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import scripted_workload
+import torch
 from scripted_workload import Script
 
 from stepmark import Plan, Scenario, session
@@ -179,3 +180,66 @@ def test_a_loss_that_is_not_finite_is_empty_and_noted() -> None:
         scripted_workload.build = scripted_workload_build
     assert record.final_loss is None
     assert any("diverges" in note for note in record.notes)
+
+
+def evaluated(**axes: Any) -> tuple[RankRecord, list[tuple[bool, bool, bool]], Any]:
+    """A measured evaluation; of each forward: training, gradients, inference mode; the model."""
+    script = Script(sample_s=0.001, forward_s=0.020, backward_s=0.030, optimizer_s=0.005)
+    seen: list[tuple[bool, bool, bool]] = []
+    models: list[Any] = []
+
+    def spy(module: Any, _inputs: Any) -> None:
+        grad, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        seen.append((module.training, grad, inference))
+
+    def spied() -> Any:
+        workload = scripted_workload_build()
+        workload.model.register_forward_pre_hook(spy)
+        models.append(workload.model)
+        return workload
+
+    scripted_workload_build = scripted_workload.build
+    scripted_workload.build = spied  # type: ignore[assignment]
+    try:
+        return run(script, **axes), seen, models[0]
+    finally:
+        scripted_workload.build = scripted_workload_build
+
+
+@pytest.mark.parametrize("task", ["evaluate", "infer"])
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        ({}, (False, False, False)),
+        ({"no_grad": False}, (False, True, False)),
+        ({"inference_mode": True}, (False, False, True)),
+    ],
+)
+def test_evaluation_leaves_the_model_as_it_is_and_records_gradients_only_if_asked_to(
+    task: str, axes: dict[str, bool], expected: tuple[bool, bool, bool]
+) -> None:
+    record, seen, model = evaluated(task=task, **axes)
+    # After the windows operations are counted, on a copy without data.
+    num_measured = 1 + record.warmup.num_steps + record.window.num_steps
+    assert set(seen[:num_measured]) == {expected}
+    assert model.training, "put back"
+    torch.manual_seed(0)
+    assert torch.equal(model.linear.weight, scripted_workload.build().model.linear.weight)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("task", ["evaluate", "infer"])
+def test_phases_of_an_evaluation_sum_to_its_step_and_none_of_them_is_of_training(task: str) -> None:
+    record, _, _ = evaluated(task=task)
+    named = dataclasses.asdict(record.phases)
+    step_s = named.pop("step_s")
+    assert sum(named.values()) == pytest.approx(step_s)
+    assert step_s == pytest.approx(4 * 0.001 + 0.020)
+    assert (named["forward_s"], named["data_wait_s"]) == pytest.approx((0.020, 0.004))
+    assert named["backward_s"] == named["optimizer_s"] == 0.0
+    assert record.window.step_s == pytest.approx([0.024] * 10)
+
+
+def test_inference_has_no_loss_and_evaluation_has_one() -> None:
+    assert evaluated(task="infer")[0].final_loss is None
+    assert evaluated(task="evaluate")[0].final_loss is not None

@@ -14,6 +14,7 @@ from stepmark.devices import Device
 from stepmark.errors import WorkloadError
 from stepmark.loop import Loop, Training, evaluate, train, unchanged
 from stepmark.scenario import Scenario
+from stepmark.training import TrainPlan
 from stepmark.workload import Workload
 
 AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16}
@@ -46,7 +47,7 @@ def make_training(workload: Workload, scenario: Scenario, device: Device) -> Tra
         scheduler=None if workload.scheduler is None else workload.scheduler(optimizer),
         autocast=unchanged if dtype is None else functools.partial(device.autocast, dtype),
         set_to_none=scenario.set_to_none,
-        recording=_recording(scenario),
+        recording=recording_of(scenario),
     )
 
 
@@ -55,10 +56,11 @@ def loop_of(scenario: Scenario) -> Loop:
     return train if scenario.task is Task.TRAIN else evaluate
 
 
-def _recording(scenario: Scenario) -> Callable[[], AbstractContextManager[Any]]:
-    if scenario.inference_mode:
+def recording_of(asked: Scenario | TrainPlan) -> Callable[[], AbstractContextManager[Any]]:
+    """The context of evaluation."""
+    if asked.inference_mode:
         return torch.inference_mode
-    return torch.no_grad if scenario.no_grad else unchanged
+    return torch.no_grad if asked.no_grad else unchanged
 
 
 def _inferred(workload: Workload) -> Callable[[torch.nn.Module, Any], None]:

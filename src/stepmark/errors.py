@@ -2,7 +2,8 @@
 
     StepmarkError
     |-- UsageError        the caller asked for something that cannot be: exit code 2
-    |   `-- WorkloadError    a workload that cannot be found, or does not build
+    |   |-- WorkloadError    a workload that cannot be found, or does not build
+    |   `-- CheckpointError  a saved model that is damaged, or of another training
     |-- ObstacleError     a scenario that this workload or machine cannot have: it is skipped
     |-- StoreError        a file of results that cannot be written or read: exit code 2
     `-- RunnerError       a measuring process that cannot be started at all
@@ -22,6 +23,10 @@ class UsageError(StepmarkError, ValueError):
 
 class WorkloadError(UsageError):
     """A workload that cannot be found, or that does not build."""
+
+
+class CheckpointError(UsageError):
+    """A saved model that is damaged, missing, or of another training."""
 
 
 class ObstacleError(StepmarkError):

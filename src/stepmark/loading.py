@@ -62,6 +62,28 @@ def make_loader(
         WorkloadError: the dataset is too small for one batch on each rank, or not indexed.
     """
     dataset: Dataset[Any] = workload.dataset
+    require_batch(dataset, scenario)
+    epochs: RandomSampler | DistributedSampler[Any]
+    if scenario.world_size > 1:
+        epochs = DistributedSampler(dataset, scenario.world_size, rank, seed=SEED, drop_last=True)
+    else:
+        epochs = RandomSampler(
+            dataset,  # type: ignore[arg-type]
+            generator=torch.Generator().manual_seed(SEED),
+        )
+    sampler: Any = EndlessSampler(epochs, scenario.batch_size)
+    if num_batches is not None:
+        indices = iter(sampler)
+        sampler = [next(indices) for _ in range(num_batches * scenario.batch_size)]
+    return load(dataset, workload, scenario, sampler, drop_last=True)
+
+
+def require_batch(dataset: "Dataset[Any]", scenario: Scenario) -> None:
+    """Check that a dataset can be loaded from.
+
+    Raises:
+        WorkloadError: it is too small for one batch on each rank, or not indexed.
+    """
     if isinstance(dataset, IterableDataset):
         raise WorkloadError(
             f"dataset={type(dataset).__name__}: is an IterableDataset; stepmark measures map-style "
@@ -78,18 +100,25 @@ def make_loader(
             if num_samples
             else f"the dataset of {scenario.workload} is empty: its length is 0"
         )
-    epochs: RandomSampler | DistributedSampler[Any]
-    if scenario.world_size > 1:
-        epochs = DistributedSampler(dataset, scenario.world_size, rank, seed=SEED, drop_last=True)
-    else:
-        epochs = RandomSampler(
-            dataset,  # type: ignore[arg-type]
-            generator=torch.Generator().manual_seed(SEED),
-        )
-    sampler: Any = EndlessSampler(epochs, scenario.batch_size)
-    if num_batches is not None:
-        indices = iter(sampler)
-        sampler = [next(indices) for _ in range(num_batches * scenario.batch_size)]
+
+
+def load(
+    dataset: "Dataset[Any]",
+    workload: Workload,
+    scenario: Scenario,
+    sampler: Any,
+    *,
+    drop_last: bool,
+) -> "DataLoader[Any]":
+    """Batches of a dataset, in a sampler's order, with the scenario's settings of loading.
+
+    Args:
+        dataset: the workload's, for training or for validation.
+        workload: its collate function.
+        scenario: batch size, workers and the loader's other settings.
+        sampler: gives indices.
+        drop_last: leave out what does not fill a batch.
+    """
     workers: dict[str, Any] = {}
     if scenario.num_workers:
         workers = {
@@ -106,7 +135,7 @@ def make_loader(
         num_workers=scenario.num_workers,
         collate_fn=workload.collate_fn,
         pin_memory=scenario.pin_memory,
-        drop_last=True,
+        drop_last=drop_last,
         **workers,
     )
 

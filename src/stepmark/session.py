@@ -69,8 +69,36 @@ class Prepared:
     losses: list[Tensor]
 
 
-def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Prepared:
-    """Build everything, meet the other ranks and do the first step.
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A training before its first batch.
+
+    Attributes:
+        place, workload, training, switches: as of `Prepared`.
+        process_s, import_s, build_s, process_group_s: as of `StartUp`.
+        clock: of the laps that follow.
+    """
+
+    place: Place
+    workload: Workload
+    training: Training
+    switches: Switches
+    process_s: float
+    import_s: float
+    build_s: float
+    process_group_s: float
+    clock: "Stopwatch"
+
+
+def build(
+    scenario: Scenario,
+    plan: Plan,
+    place: Place,
+    progress: Progress,
+    *,
+    own_scheduler: bool = True,
+) -> Built:
+    """Build everything and meet the other ranks; the workload's scheduler may be left out.
 
     Raises:
         WorkloadError: the workload cannot be found or built, or does not suit the scenario.
@@ -82,13 +110,14 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
 
     progress("building", None)
     clock = Stopwatch(device)
-    build = workloads.load(scenario.workload)
+    make = workloads.load(scenario.workload)
     import_s = clock.lap_s()
-    _seed(SEED)
-    workload = recipe.apply(build(), scenario)
+    seed(SEED)
+    workload = recipe.apply(make(), scenario)
+    if not own_scheduler:
+        workload = dataclasses.replace(workload, scheduler=None)
     switches.set_back()
     training = make_training(workload, scenario, device)
-    loader = make_loader(workload, scenario, place.rank)
     build_s = clock.lap_s()
     if scenario.distributed:
         place = join_process_group(place, scenario, plan)
@@ -98,26 +127,43 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
             find_unused_parameters=workload.find_unused_parameters,
         )
         training = dataclasses.replace(training, model=model)
-    process_group_s = clock.lap_s()
+    return Built(
+        place=place,
+        workload=workload,
+        training=training,
+        switches=switches,
+        process_s=process_s,
+        import_s=import_s,
+        build_s=build_s,
+        process_group_s=clock.lap_s(),
+        clock=clock,
+    )
+
+
+def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Prepared:
+    """Build everything, meet the other ranks and do the first step.
+
+    Raises:
+        WorkloadError: the workload cannot be found or built, or does not suit the scenario.
+    """
+    built = build(scenario, plan, place, progress)
+    place, workload, training, clock = built.place, built.workload, built.training, built.clock
     # Dropout and augmentation in the main process differ from rank to rank.
-    _seed(SEED + place.rank)
-    batches = iter(loader)
+    seed(SEED + place.rank)
+    batches = iter(make_loader(workload, scenario, place.rank))
     first = next(batches)
     first_batch_s = clock.lap_s()
-    if scenario.channels_last and not has_images(first):
-        raise ObstacleError(
-            f"channels_last: no tensor of a batch has four dimensions ({describe_batch(first)})"
-        )
+    require_images(scenario, first)
     loop, checked = loop_of(scenario), training
     if scenario.task is Task.TRAIN:
         checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
     losses = loop(checked, itertools.chain([first], batches), range(1), ())
-    device.synchronize()
+    place.device.synchronize()
     startup = StartUp(
-        process_s=process_s,
-        import_s=import_s,
-        build_s=build_s,
-        process_group_s=process_group_s,
+        process_s=built.process_s,
+        import_s=built.import_s,
+        build_s=built.build_s,
+        process_group_s=built.process_group_s,
         first_batch_s=first_batch_s,
         first_step_s=clock.lap_s(),
     )
@@ -127,7 +173,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         training=training,
         batches=batches,
         loop=loop,
-        switches=switches,
+        switches=built.switches,
         startup=startup,
         first_batch=describe_batch(first),
         bare_batch=on_meta(first),
@@ -135,11 +181,23 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     )
 
 
-def _seed(seed: int) -> None:
+def require_images(scenario: Scenario, batch: Any) -> None:
+    """Check that a batch has what ``channels_last`` is about.
+
+    Raises:
+        ObstacleError: it has not.
+    """
+    if scenario.channels_last and not has_images(batch):
+        raise ObstacleError(
+            f"channels_last: no tensor of a batch has four dimensions ({describe_batch(batch)})"
+        )
+
+
+def seed(number: int) -> None:
     """Of whatever a workload may draw from; a forked process draws Python's own anew."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
 
 
 def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> RankRecord:

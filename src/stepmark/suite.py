@@ -7,6 +7,7 @@ from pathlib import Path
 
 from stepmark import ceilings, store, workloads
 from stepmark.errors import UsageError
+from stepmark.fingerprint import Machine
 from stepmark.result import Result
 from stepmark.runner import Runner
 from stepmark.scenario import Plan, Scenario
@@ -103,10 +104,19 @@ def check_resumable(saved: Result, folder: store.RunFolder, plan: Plan, runner: 
             f"{folder.path}: has {saved.scenario.id} measured with another plan ({saved.plan}); "
             "measure a new run under another name"
         )
+    check_machine(saved.machine, folder, runner)
+
+
+def check_machine(then_on: Machine, folder: store.RunFolder, runner: Runner) -> None:
+    """Find out whether this is still the machine that a run was begun on.
+
+    Raises:
+        UsageError: its hardware or software is another one.
+    """
     machine = runner.machine
     for what, then, now in (
-        ("hardware", saved.machine.hardware, machine.hardware),
-        ("software", saved.machine.software, machine.software),
+        ("hardware", then_on.hardware, machine.hardware),
+        ("software", then_on.software, machine.software),
     ):
         for key in sorted({*then, *now}):
             if then.get(key) != now.get(key):

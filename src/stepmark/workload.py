@@ -75,10 +75,17 @@ class Workload:
         """
         if self.compute_loss is not None:
             return self.compute_loss(model, batch)
+        return self.loss_of(self.forward(model, batch), batch)
+
+    def loss_of(self, outputs: Any, batch: Any) -> "torch.Tensor":
+        """The loss of what `forward` made of a batch.
+
+        Raises:
+            WorkloadError: the model was to return its own loss, and did not.
+        """
         if isinstance(batch, Mapping):
-            return _own_loss(self.forward(model, batch))
-        outputs = self.forward(model, batch)
-        assert self.loss_fn is not None
+            return _own_loss(outputs)
+        assert self.loss_fn is not None, "forward() refuses a pair without it"
         return self.loss_fn(outputs, batch[1])
 
     def forward(self, model: "torch.nn.Module", batch: Any) -> Any:

@@ -327,6 +327,103 @@ def advice(
 
 
 @app.command()
+@with_axes
+def train(
+    context: typer.Context,
+    workload: Workloads = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training data.", metavar="N")
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="constant; by epochs step, plateau; by optimizer steps cosine (restarts, each "
+            "period twice as long), one-cycle. Default: the workload's own.",
+        ),
+    ] = None,
+    schedule_of: Annotated[
+        str, typer.Option(help="What cosine and one-cycle set: lr, momentum, ...")
+    ] = "lr",
+    step_size: Annotated[int, typer.Option(help="step: epochs between two falls.")] = 1,
+    gamma: Annotated[float, typer.Option(help="step, plateau: factor of a fall.")] = 0.1,
+    plateau_patience: Annotated[
+        int, typer.Option(help="plateau: epochs without a lower loss that are put up with.")
+    ] = 2,
+    first_period: Annotated[int, typer.Option(help="cosine: epochs of the first period.")] = 1,
+    peak: Annotated[
+        float | None,
+        typer.Option(help="one-cycle: highest value. Default: the optimizer's own."),
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="Stop after so many epochs without a lower loss.")
+    ] = None,
+    validate: Annotated[
+        bool, typer.Option(help="Evaluate on the validation data after each epoch.")
+    ] = True,
+    drop_last: Annotated[
+        bool,
+        typer.Option("--drop-last", help="Leave out what does not fill a batch at an epoch's end."),
+    ] = False,
+    checkpoint: Annotated[
+        bool, typer.Option(help="Save the last and the best model after each epoch.")
+    ] = True,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds that start-up, or an epoch, may take.")
+    ] = 3600.0,
+    save: Save = None,
+    results: Results = Path("results"),
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the training of the run named by --save."),
+    ] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Let torchvision fetch datasets that are missing.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="As JSON, in seconds and bytes.")] = False,
+) -> None:
+    """Train a model for some epochs; losses, accuracies, speed and checkpoints of each.
+
+    --no-grad and --inference-mode go for the validation. Exit code 0; 1: it failed, or cannot be
+    done here; 2: bad usage; 130: interrupted, what is finished is saved.
+    """
+    from stepmark.cli import axes, train_command
+    from stepmark.training import TrainPlan, named_schedule
+
+    if resume:
+        _refuse_beside(
+            context,
+            "a resumed training has its own axes and plan; leave it out, or train anew",
+            ("epochs", "save", "results", "resume", "download", "json"),
+        )
+        raise typer.Exit(
+            train_command.resume(save, results, epochs=epochs, download=download, json=json)
+        )
+    if epochs is None:
+        raise UsageError("no epochs: give --epochs N, such as --epochs 3")
+    plan = TrainPlan(
+        epochs=epochs,
+        schedule=None if schedule is None else named_schedule(schedule),
+        schedule_of=schedule_of,
+        step_size=step_size,
+        gamma=gamma,
+        plateau_patience=plateau_patience,
+        first_period=first_period,
+        peak=peak,
+        patience=patience,
+        validate=validate,
+        drop_last=drop_last,
+        checkpoint=checkpoint,
+        timeout=timeout,
+    )
+    scenarios = axes.scenarios(context.params)
+    raise typer.Exit(
+        train_command.train(
+            scenarios, plan, name=save, results=results, download=download, json=json
+        )
+    )
+
+
+@app.command()
 def calibrate(
     device: Annotated[str, typer.Option(help="Kinds of device, by commas, or auto: all.")] = "auto",
     timeout: Annotated[float, typer.Option(help="Seconds until a process is killed.")] = 120.0,

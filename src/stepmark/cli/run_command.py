@@ -106,6 +106,10 @@ def _open(
         return suite.begin(results, name, resolved, plan)
     assert name is not None
     folder = store.RunFolder.reopen(results, name)
+    if folder.find_training() is not None:
+        raise UsageError(
+            f"{folder.path}: is of a training; go on with 'stepmark train --resume --save {name}'"
+        )
     if not folder.planned.scenarios:
         raise UsageError(
             f"{folder.path}: was begun by pytest, which alone knows its scenarios; go on with "

@@ -23,6 +23,8 @@ class Progress:
         stopped: they were killed because they took too long.
         host_lost: the host died, or no longer answered.
         ready, turned: what ranks that take turns said last, by rank.
+        renewed_s: when an epoch was finished last, by ``time.monotonic``; the plan's timeout
+            begins anew there.
     """
 
     answers: dict[int, Any] = field(default_factory=dict)
@@ -34,6 +36,7 @@ class Progress:
     host_lost: bool = False
     ready: dict[int, Ready] = field(default_factory=dict)
     turned: dict[int, Turned] = field(default_factory=dict)
+    renewed_s: float | None = None
 
     @property
     def is_over(self) -> bool:
@@ -52,12 +55,14 @@ class Ending:
     Attributes:
         answers: rank by rank what the order asked for: records, profiles, or ceilings; none unless
             it is ``ok``.
+        of_checkpoint: it failed by a checkpoint that was to be gone on from.
     """
 
     outcome: Outcome
     reason: str
     detail: str = ""
     answers: tuple[Any, ...] = ()
+    of_checkpoint: bool = False
 
 
 def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) -> Ending:
@@ -93,7 +98,8 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
         if oom_killed and "DataLoader worker" in failure.reason:
             reason = f"{where}the kernel killed a loader worker: out of host memory"
             return Ending(Outcome.OOM, reason, detail)
-        return Ending(failure.outcome, where + failure.reason, detail)
+        reason = where + failure.reason
+        return Ending(failure.outcome, reason, detail, of_checkpoint=failure.of_checkpoint)
     if progress.host_lost or progress.ended is None:
         return Ending(Outcome.FAILED, "the measuring host died", f"{logs}\n{host_log}".strip())
     if progress.ended.error:

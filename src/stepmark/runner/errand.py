@@ -15,6 +15,7 @@ from stepmark.runner.messages import (
     Calibrated,
     Channel,
     Done,
+    EpochDone,
     Failed,
     Message,
     Opened,
@@ -23,6 +24,8 @@ from stepmark.runner.messages import (
     Ready,
     Stage,
     Stop,
+    Trained,
+    TrainingBegun,
     Turn,
     Turned,
 )
@@ -31,6 +34,7 @@ from stepmark.runner.processes import GRACE_S
 _Answer = TypeVar("_Answer", Ready, Turned)
 
 Watcher = Callable[[Stage], None]
+TrainingWatcher = Callable[[TrainingBegun | EpochDone], None]
 
 
 class ErrandOverError(Exception):
@@ -45,6 +49,7 @@ class Errand:
         order: what to measure.
         watch: told what a rank does next.
         on_device: told the UUIDs of devices that ranks have.
+        on_training: told how far a training is.
     """
 
     def __init__(
@@ -53,9 +58,11 @@ class Errand:
         order: Order,
         watch: Watcher | None = None,
         on_device: Callable[[str], None] | None = None,
+        on_training: TrainingWatcher | None = None,
     ) -> None:
         self.progress = Progress()
         self._on_device = on_device
+        self._on_training = on_training
         self._host = host
         self._order = order
         self._watch = watch
@@ -101,6 +108,8 @@ class Errand:
                 # What still runs has nothing to do but to leave.
                 is_decided = True
                 deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
+            elif not is_decided and progress.renewed_s is not None and not progress.stopped:
+                deadline_s = progress.renewed_s + self._order.plan.timeout
         # What a rank said before its death lies in its socket when the host says that it ended.
         # That the socket be closed is not waited for: a process that the workload forked may hold
         # it.
@@ -194,6 +203,12 @@ class Errand:
                 progress.answers[profile.rank] = profile
             case Calibrated(ceilings=ceilings):
                 progress.answers[message.rank] = ceilings
+            case TrainingBegun() | EpochDone():
+                progress.renewed_s = time.monotonic()
+                if self._on_training is not None:
+                    self._on_training(message)
+            case Trained():
+                progress.answers[message.rank] = message.ended_by
             case Failed():
                 progress.failures.append(message)
             case Ready():

@@ -3,6 +3,7 @@
     supervisor  --Order, Stop-->  host  --(forkserver, elastic)-->  ranks
     supervisor  <--Hello, Ended--  host
     supervisor  <--Opened, Stage, Done, Profiled, Calibrated, Failed--  ranks
+    supervisor  <--TrainingBegun, EpochDone, Trained--  ranks    (of a training)
     supervisor  --Turn-->  ranks  --Ready, Turned-->  supervisor    (by turns only)
 
 Host and ranks connect to sockets of the supervisor's. A host notices by a closed connection that
@@ -24,6 +25,7 @@ from stepmark.profile import RankProfile
 from stepmark.record import RankRecord
 from stepmark.result import Outcome
 from stepmark.scenario import Plan, Scenario
+from stepmark.training import EndOfTraining, Epoch, Facts, TrainOrder
 
 # To be raised with every change of a message, but for fields that have a default, which are left
 # out where they have it: a side of the gate may have another stepmark.
@@ -46,13 +48,14 @@ class Work(StrEnum):
     """What ranks do with a scenario.
 
     ``measure`` it by the plan, run its steps by ``turns`` at the supervisor's word, ``profile`` it,
-    or ``calibrate`` its device, for which it names no workload.
+    ``calibrate`` its device, for which it names no workload, or ``train`` its model to the end.
     """
 
     MEASURE = "measure"
     TURNS = "turns"
     PROFILE = "profile"
     CALIBRATE = "calibrate"
+    TRAIN = "train"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,7 @@ class Order:
         cpus: the ranks keep to these, an equal share each; empty leaves them where they are.
         origins: by turns, where code must come from; ``None`` if that does not matter.
         with_costs: by turns, also tell what the scenario costs beside its steps.
+        training: how to train; ``None`` if that is not the work.
     """
 
     scenario: Scenario
@@ -102,6 +106,7 @@ class Order:
     cpus: tuple[int, ...] = ()
     origins: Origins | None = None
     with_costs: bool = False
+    training: TrainOrder | None = None
 
     @property
     def address(self) -> str:
@@ -236,6 +241,29 @@ class Calibrated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingBegun:
+    """What is trained on, and the epochs that a checkpoint says are done; of the first rank."""
+
+    facts: Facts
+    epochs: tuple[Epoch, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochDone:
+    """All ranks have finished an epoch, and it is saved; of the first rank."""
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A rank's training is at its end."""
+
+    rank: int
+    ended_by: EndOfTraining
+
+
+@dataclass(frozen=True, kw_only=True)
 class Failed:
     """A rank ended by an exception.
 
@@ -245,6 +273,7 @@ class Failed:
         outcome: what that makes of the scenario.
         reason: one line.
         detail: the traceback.
+        of_checkpoint: it is a checkpoint that was to be gone on from.
     """
 
     rank: int
@@ -252,6 +281,7 @@ class Failed:
     outcome: Outcome
     reason: str
     detail: str
+    of_checkpoint: bool = False
 
 
 Message = (
@@ -267,6 +297,9 @@ Message = (
     | Done
     | Profiled
     | Calibrated
+    | TrainingBegun
+    | EpochDone
+    | Trained
     | Failed
 )
 _KINDS: dict[str, type[Message]] = {kind.__name__: kind for kind in get_args(Message)}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from stepmark import profiling, session
+from stepmark import profiling, session, trainer
 from stepmark.calibration import calibrate
-from stepmark.errors import ObstacleError, StepmarkError
+from stepmark.errors import CheckpointError, ObstacleError, StepmarkError
 from stepmark.loading import die_with_parent
 from stepmark.place import Place, leave_process_group, open_place
 from stepmark.result import Outcome
@@ -24,12 +24,15 @@ from stepmark.runner.messages import (
     Calibrated,
     Channel,
     Done,
+    EpochDone,
     Failed,
     Message,
     Opened,
     Order,
     Profiled,
     Stage,
+    Trained,
+    TrainingBegun,
     Turn,
     Work,
     loads,
@@ -100,6 +103,7 @@ def main(order_json: str) -> None:
                 outcome=_outcome(error),
                 reason=_writable(_reason(error)),
                 detail=_writable(traceback.format_exc()[-LONGEST_DETAIL:]),
+                of_checkpoint=isinstance(error, CheckpointError),
             )
         )
         if order.scenario.distributed:
@@ -130,6 +134,16 @@ def _do(
         case Work.CALIBRATE:
             found = calibrate(scenario, plan, place, lambda stage: progress(stage, None))
             say(Calibrated(rank=place.rank, ceilings=found))
+        case Work.TRAIN:
+            assert order.training is not None
+            first = place.rank == 0
+            end = trainer.fit(
+                scenario, plan, order.training, place, progress,
+                lambda facts, done: say(TrainingBegun(facts=facts, epochs=tuple(done)))
+                if first else None,
+                lambda epoch: say(EpochDone(epoch=epoch)) if first else None,
+            )  # fmt: skip
+            say(Trained(rank=place.rank, ended_by=end))
 
 
 def _turns(channel: Channel) -> Iterator[Turn]:

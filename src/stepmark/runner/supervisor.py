@@ -14,18 +14,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from stepmark import ceilings, machine, nvml, profile, workloads
-from stepmark.errors import UsageError
+from stepmark.errors import CheckpointError, UsageError
 from stepmark.fingerprint import Commit, Machine
 from stepmark.profile import Profile
 from stepmark.result import Outcome, Result
 from stepmark.runner.ending import Ending
-from stepmark.runner.errand import Errand, Watcher
+from stepmark.runner.errand import Errand, TrainingWatcher, Watcher
 from stepmark.runner.host_process import OWN, HostProcess, Installation
 from stepmark.runner.messages import Order, Origins, Work
 from stepmark.runner.processes import GRACE_S
 from stepmark.scenario import Plan, Scenario
+from stepmark.training import TrainOrder
 
 # Each stands unless the user's own environment says otherwise. How OpenMP's threads wait for each
 # other is left alone on purpose: a training gets torch's default, and so must its benchmark.
@@ -43,6 +45,14 @@ class _CarriedOut:
     ending: Ending
     started_at: str
     wall_s: float
+
+
+class _More(TypedDict, total=False):
+    """What some kinds of work need; as of `Runner.begin`."""
+
+    profile_to: str
+    training: TrainOrder
+    on_training: TrainingWatcher
 
 
 class Runner:
@@ -163,8 +173,35 @@ class Runner:
             )
             return done.ending, tuple(remarks)
 
+    def train(
+        self, scenario: Scenario, order: TrainOrder, on_training: TrainingWatcher
+    ) -> tuple[Ending, float]:
+        """Train a scenario's model, in fresh processes.
+
+        Args:
+            scenario: which.
+            order: how, and where checkpoints go.
+            on_training: told of its beginning, and of each epoch as soon as it is finished.
+
+        Returns:
+            How it ended, and seconds from the request to its end.
+
+        Raises:
+            WorkloadError: the workload is known beforehand not to exist.
+            CheckpointError: the checkpoint cannot be gone on from, or none be written.
+            RunnerError: no process can be started.
+        """
+        plan = Plan(timeout=order.plan.timeout)
+        with self._turn:
+            done = self._carry_out(
+                scenario, plan, Work.TRAIN, training=order, on_training=on_training
+            )
+        if done.ending.of_checkpoint:
+            raise CheckpointError(done.ending.reason)
+        return done.ending, done.wall_s
+
     def _carry_out(
-        self, scenario: Scenario, plan: Plan, work: Work = Work.MEASURE, *, profile_to: str = ""
+        self, scenario: Scenario, plan: Plan, work: Work = Work.MEASURE, **more: Unpack[_More]
     ) -> _CarriedOut:
         if work is not Work.CALIBRATE:
             workloads.check(scenario.workload)
@@ -176,7 +213,7 @@ class Runner:
         if obstacle is not None:
             ending = Ending(Outcome.SKIPPED, obstacle)
         else:
-            ending = self._measure(scenario, plan, work, profile_to)
+            ending = self._measure(scenario, plan, work, **more)
         return _CarriedOut(
             scenario=scenario,
             ending=ending,
@@ -217,6 +254,8 @@ class Runner:
         cpus: Sequence[int] = (),
         origins: Origins | None = None,
         with_costs: bool = False,
+        training: TrainOrder | None = None,
+        on_training: TrainingWatcher | None = None,
     ) -> Errand:
         """Have processes started for a scenario, which can run here; `run` also waits for them.
 
@@ -230,6 +269,8 @@ class Runner:
             cpus: what the ranks keep to, an equal share each; empty leaves them where they are.
             origins: by turns, where their code must come from.
             with_costs: by turns, they tell what the scenario costs beside its steps.
+            training: how to train.
+            on_training: told how far that is.
 
         Raises:
             RunnerError: no process can be started.
@@ -249,22 +290,23 @@ class Runner:
             cpus=tuple(cpus),
             origins=origins,
             with_costs=with_costs,
+            training=training,
         )
         # Turns are so short that nothing else may go on, and the profiler is no clock anyway.
         sampled = self._sampler.watch if work in (Work.MEASURE, Work.CALIBRATE) else None
-        return Errand(host, order, self._watch, sampled)
+        return Errand(host, order, self._watch, sampled, on_training)
 
     def _measure(
         self,
         scenario: Scenario,
         plan: Plan,
         work: Work,
-        profile_to: str,
         *,
         may_repeat: bool = True,
+        **more: Unpack[_More],
     ) -> Ending:
         try:
-            with self.begin(scenario, plan, work=work, profile_to=profile_to) as errand:
+            with self.begin(scenario, plan, work=work, **more) as errand:
                 ending = errand.finish()
         except BaseException:
             # Ctrl-C, most likely: nothing of a half-done order may stay behind.
@@ -275,7 +317,7 @@ class Runner:
             self.close(patience_s=0)
             if may_repeat and not progress.begun and not progress.stopped:
                 # It was killed while nothing was measured, and died only when asked.
-                return self._measure(scenario, plan, work, profile_to, may_repeat=False)
+                return self._measure(scenario, plan, work, may_repeat=False, **more)
         return ending
 
 

@@ -3,6 +3,8 @@
     results/NAME/run.json                   what was planned: scenarios, plan
     results/NAME/SCENARIO_ID.r0.json        one result, written at once when it was measured
     results/NAME/profiles/SCENARIO_ID.json  one profile; its traces lie beside it
+    results/NAME/trainings/SCENARIO_ID.json one training, written after every epoch; its history as
+                                            CSV and its checkpoints lie beside it
 
 Every file is written beside its final name and renamed, so a reader, or a run that was killed,
 finds whole files only. A pytest-benchmark file saved by this suite is read as a run too.

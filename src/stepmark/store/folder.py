@@ -8,10 +8,18 @@ from stepmark.errors import StoreError, UsageError
 from stepmark.profile import Profile
 from stepmark.result import Result
 from stepmark.scenario import Scenario
-from stepmark.store.files import read, write
+from stepmark.store.files import read, write, write_text
 from stepmark.store.names import check_name, file_name, unused_path
-from stepmark.store.reading import LOST_PLAN, LOST_RESULT, known_runs, read_trials
-from stepmark.store.run import PROFILES, RUN_FILE, TRIALS, RunPlan
+from stepmark.store.reading import (
+    LOST_PLAN,
+    LOST_RESULT,
+    LOST_TRAINING,
+    known_runs,
+    read_trials,
+)
+from stepmark.store.run import PROFILES, RUN_FILE, TRAININGS, TRIALS, RunPlan
+from stepmark.training import TrainingRecord
+from stepmark.training.output import as_csv
 
 
 class RunFolder:
@@ -53,7 +61,7 @@ class RunFolder:
         if not (path / RUN_FILE).is_file():
             raise UsageError(f"{path}: no run to resume; runs here: {known_runs(results)}")
         planned = read(path / RUN_FILE, RunPlan, LOST_PLAN)
-        for half_written in path.glob(".*.tmp"):
+        for half_written in (*path.glob(".*.tmp"), *(path / TRAININGS).glob(".*.tmp")):
             half_written.unlink(missing_ok=True)
         return cls(path, planned)
 
@@ -82,12 +90,7 @@ class RunFolder:
         Raises:
             StoreError: it cannot be made.
         """
-        folder = self.path / PROFILES
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from None
-        return folder / file_name(scenario.id)
+        return _made(self.path / PROFILES) / file_name(scenario.id)
 
     def save_profile(self, profile: Profile) -> Path:
         """Write one profile at once.
@@ -106,12 +109,7 @@ class RunFolder:
         Raises:
             StoreError: the file cannot be written.
         """
-        folder = self.path / TRIALS
-        try:
-            folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"{folder}: cannot be made ({error.strerror})") from None
-        path = folder / f"{trial.advice}.json"
+        path = _made(self.path / TRIALS) / f"{trial.advice}.json"
         write(path, trial)
         return path
 
@@ -123,5 +121,41 @@ class RunFolder:
         """
         return read_trials(self.path)
 
+    def training_prefix(self, scenario: Scenario) -> Path:
+        """How the files of a scenario's training begin; makes their folder.
+
+        Raises:
+            StoreError: it cannot be made.
+        """
+        return _made(self.path / TRAININGS) / file_name(scenario.id)
+
+    def save_training(self, record: TrainingRecord) -> None:
+        """Write a training at once, and its epochs as a table.
+
+        Raises:
+            StoreError: a file cannot be written.
+        """
+        prefix = self.training_prefix(record.scenario)
+        if record.epochs:
+            write_text(prefix.with_name(f"{prefix.name}.csv"), as_csv(record.epochs))
+        write(prefix.with_name(f"{prefix.name}.json"), record)
+
+    def find_training(self) -> TrainingRecord | None:
+        """The run's training, if it is one of a training.
+
+        Raises:
+            StoreError: the file is there and cannot be read.
+        """
+        files = sorted((self.path / TRAININGS).glob("[!.]*.json"))
+        return read(files[0], TrainingRecord, LOST_TRAINING) if files else None
+
     def _file(self, scenario_id: str, repeat: int) -> Path:
         return self.path / f"{file_name(scenario_id)}.r{repeat}.json"
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot be made ({error.strerror})") from None
+    return folder

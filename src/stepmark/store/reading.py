@@ -10,7 +10,8 @@ from stepmark.profile import Profile
 from stepmark.result import Result
 from stepmark.store.files import read
 from stepmark.store.foreign import read_pytest_benchmark
-from stepmark.store.run import PROFILES, RUN_FILE, TRIALS, Run, RunPlan
+from stepmark.store.run import PROFILES, RUN_FILE, TRAININGS, TRIALS, Run, RunPlan
+from stepmark.training import TrainingRecord
 
 # As many names of runs as a message can hold and still be read.
 SHOWN_RUNS = 5
@@ -19,6 +20,7 @@ LOST_PLAN = "so the run cannot be read; measure it again under another name"
 LOST_RESULT = "delete it, then measure it again with --resume"
 LOST_PROFILE = "delete it, then profile again"
 LOST_TRIAL = "delete it, then try the advice again under another name"
+LOST_TRAINING = "delete it, then train again"
 
 
 def run_names(results: Path) -> list[str]:
@@ -71,26 +73,25 @@ def known_runs(results: Path) -> str:
 
 def _read_folder(path: Path) -> Run:
     planned = read(path / RUN_FILE, RunPlan, LOST_PLAN)
-    files = [p for p in path.glob("*.json") if p.name != RUN_FILE and not p.name.startswith(".")]
+    files = [file for file in _files(path) if file.name != RUN_FILE]
     results = [read(file, Result, LOST_RESULT) for file in files]
     results.sort(key=lambda r: (r.started_at, r.scenario.id, r.repeat))
     done = {(result.scenario.id, result.repeat) for result in results}
     wanted = ((s.id, r) for r in range(planned.plan.repeats) for s in planned.scenarios)
     missing = tuple(pair for pair in wanted if pair not in done)
-    if not results:
+    trainings = [read(file, TrainingRecord, LOST_TRAINING) for file in _files(path / TRAININGS)]
+    trainings = [training for training in trainings if training.epochs]
+    if not results and not trainings:
         raise UsageError(f"{path}: the run holds no results yet; resume it with --resume")
-    profiles = [
-        read(file, Profile, LOST_PROFILE)
-        for file in (path / PROFILES).glob("*.json")
-        if not file.name.startswith(".")
-    ]
+    profiles = [read(file, Profile, LOST_PROFILE) for file in _files(path / PROFILES)]
     return Run(
         name=path.name,
         path=path,
         results=tuple(results),
         profiles=tuple(sorted(profiles, key=lambda profile: profile.started_at)),
         trials=read_trials(path),
-        by_pytest=not planned.scenarios,
+        trainings=tuple(sorted(trainings, key=lambda training: training.started_at)),
+        by_pytest=not planned.scenarios and bool(results),
         missing=missing,
     )
 
@@ -101,11 +102,14 @@ def read_trials(path: Path) -> tuple[Trial, ...]:
     Raises:
         StoreError: a file cannot be read.
     """
-    files = [p for p in (path / TRIALS).glob("*.json") if not p.name.startswith(".")]
-    trials = [read(file, Trial, LOST_TRIAL) for file in files]
+    trials = [read(file, Trial, LOST_TRIAL) for file in _files(path / TRIALS)]
     names = [*(advice.name for advice in ADVICE), *COMBINATIONS]
     places = {name: place for place, name in enumerate(names)}
     return tuple(sorted(trials, key=lambda trial: places.get(trial.advice, len(names))))
+
+
+def _files(folder: Path) -> list[Path]:
+    return [file for file in folder.glob("*.json") if not file.name.startswith(".")]
 
 
 def _is_file(path: Path) -> bool:

@@ -9,6 +9,7 @@ from stepmark.advice import Trial
 from stepmark.profile import Profile
 from stepmark.result import COLUMNS, Result
 from stepmark.scenario import Plan, Scenario
+from stepmark.training import TrainingRecord
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 RUN_FILE = "run.json"
 PROFILES = "profiles"
 TRIALS = "advice"
+TRAININGS = "trainings"
 INTEGER_COLUMNS = tuple(c for c in COLUMNS if c.endswith("_bytes") or c == "steps")
 
 
@@ -45,6 +47,7 @@ class Run:
         results: in the order in which they were measured.
         profiles: of scenarios that were profiled.
         trials: of advice.
+        trainings: that have finished an epoch.
         by_pytest: its scenarios came from tests, which alone can measure it again whole.
         missing: planned scenario ids and repeats without a result: the run was interrupted.
     """
@@ -54,6 +57,7 @@ class Run:
     results: tuple[Result, ...]
     profiles: tuple[Profile, ...] = ()
     trials: tuple[Trial, ...] = ()
+    trainings: tuple[TrainingRecord, ...] = ()
     by_pytest: bool = False
     missing: tuple[tuple[str, int], ...] = ()
 

@@ -4,6 +4,7 @@ Everything is drawn on `Figure` objects; pyplot and its global state are not use
 """
 
 from stepmark.report.drawing.bars import draw_grouped_bars, draw_stacked_bars
+from stepmark.report.drawing.epochs import draw_epochs
 from stepmark.report.drawing.intervals import Interval, draw_intervals
 from stepmark.report.drawing.lines import Line, draw_lines
 from stepmark.report.drawing.roofline import Roof, draw_roofline
@@ -17,6 +18,7 @@ __all__ = [
     "Line",
     "Roof",
     "chunks",
+    "draw_epochs",
     "draw_grouped_bars",
     "draw_intervals",
     "draw_lines",

@@ -18,6 +18,7 @@ from stepmark.report.sections.roofline import roofline
 from stepmark.report.sections.summary import summary
 from stepmark.report.sections.tables import did_not_run, every_scenario, other_readings
 from stepmark.report.sections.throughput import accumulation, batch_size, ddp, num_workers
+from stepmark.report.sections.training import training
 
 SECTIONS: tuple[tuple[str, Callable[[Material], Sequence[Block]]], ...] = (
     ("Summary", summary),
@@ -26,6 +27,7 @@ SECTIONS: tuple[tuple[str, Callable[[Material], Sequence[Block]]], ...] = (
     ("Throughput and data-loader workers", num_workers),
     ("Gradient accumulation", accumulation),
     ("Several ranks (DDP)", ddp),
+    ("Training", training),
     ("Where the step's time goes", phases),
     ("What the machine could attain", roofline),
     ("What the profiler found", profiled),

@@ -14,6 +14,7 @@ from stepmark.report.wording import EMPTY, count, from_to, listed
 from stepmark.result import Result
 from stepmark.scenario import Plan, Scenario
 from stepmark.store import Run
+from stepmark.training import TrainingRecord, TrainPlan
 from stepmark.units import format_bytes, format_seconds
 
 _BOTH_WORDS = frozenset({0, 1})
@@ -30,7 +31,8 @@ def conditions(material: Material) -> Sequence[Block]:
 
 
 def _of_run(run: Run) -> list[Block]:
-    machines = list({repr(r.machine): r.machine for r in run.results}.values())
+    done: list[Result | TrainingRecord] = [*run.results, *run.trainings]
+    machines = list({repr(r.machine): r.machine for r in done}.values())
     blocks: list[Block] = []
     for number, machine in enumerate(machines, 1):
         name = f"Machine {number} of {len(machines)}" if len(machines) > 1 else "Machine"
@@ -46,7 +48,7 @@ def _of_run(run: Run) -> list[Block]:
     rows = _time_rows(run)
     blocks.append(Table(header=("Run", ""), rows=rows, text_columns=_BOTH_WORDS))
     text = "To measure this again"
-    if any(result.commit for result in run.results):
+    if any(result.commit for result in done):
         text += ", at the commit above"
     if run.by_pytest:
         text += ", with the tests that measured it (stepmark's own are in bench/)"
@@ -95,15 +97,16 @@ def _varied(values: Sequence[str]) -> str:
 
 
 def _time_rows(run: Run) -> list[tuple[str, str]]:
-    started = sorted(result.started_at for result in run.results)
-    commits = list(dict.fromkeys(result.commit for result in run.results))
+    done: list[Result | TrainingRecord] = [*run.results, *run.trainings]
+    started = sorted(result.started_at for result in done)
+    commits = list(dict.fromkeys(result.commit for result in done))
     plans = dict.fromkeys(dataclasses.replace(result.plan, repeats=1) for result in run.results)
     return [
         ("name", run.name),
         ("commit", listed([_commit(commit) for commit in commits])),
         ("scenarios started (first to last)", from_to(started, str)),
-        ("measuring time", format_seconds(sum(result.wall_s for result in run.results))),
-        ("plan", listed([_plan(plan) for plan in plans])),
+        ("measuring time", format_seconds(sum(result.wall_s for result in done))),
+        *([("plan", listed([_plan(plan) for plan in plans]))] if plans else []),
     ]
 
 
@@ -127,7 +130,13 @@ def _again(run: Run) -> str:
     if run.by_pytest:
         return "pytest bench/ --benchmark-save"
     scenarios = list(dict.fromkeys(result.scenario for result in run.results))
-    return "\n".join(_command(axes, run.results[0].plan) for axes in _products(scenarios))
+    commands = [_command("run", axes, run.results[0].plan) for axes in _products(scenarios)]
+    commands += [
+        _command("train", axes, training.plan)
+        for training in run.trainings
+        for axes in _products([training.scenario])
+    ]
+    return "\n".join(commands)
 
 
 def _products(scenarios: Sequence[Scenario]) -> list[dict[str, tuple[Any, ...]]]:
@@ -147,20 +156,29 @@ def _products(scenarios: Sequence[Scenario]) -> list[dict[str, tuple[Any, ...]]]
     return products
 
 
-def _command(axes: dict[str, tuple[Any, ...]], plan: Plan) -> str:
-    words = ["stepmark run", *(f"--workload {shlex.quote(w)}" for w in axes["workload"])]
-    for name, values in axes.items():
+def _command(name: str, axes: dict[str, tuple[Any, ...]], plan: Plan | TrainPlan) -> str:
+    words = [f"stepmark {name}", *(f"--workload {shlex.quote(w)}" for w in axes["workload"])]
+    for axis, values in axes.items():
         # The default batch size is the workload's own, and the default device the best one.
-        if name != "workload" and (
-            values != (axis_default(name),) or name in ("device", "batch_size")
+        if axis != "workload" and (
+            values != (axis_default(axis),) or axis in ("device", "batch_size")
         ):
             written = ",".join(_written(value) for value in sorted(values, key=axis_key))
-            words.append(f"{_option(name)} {written}")
-    for field in dataclasses.fields(Plan):
+            words.append(f"{_option(axis)} {written}")
+    for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
         if value != field.default:
-            words.append(f"{_option(field.name)} {value:g}")
+            words.append(_setting(field.name, value))
     return " ".join(words)
+
+
+def _setting(name: str, value: Any) -> str:
+    """An option of a plan; a switch of a training's is written without a value."""
+    if isinstance(value, bool) and name not in AXES:
+        return _option(name if value else f"no_{name}")
+    if isinstance(value, bool | str):
+        return f"{_option(name)} {_written(value)}"
+    return f"{_option(name)} {value:g}"
 
 
 def _option(name: str) -> str:

@@ -21,6 +21,8 @@ _WIDE_SPREAD = 0.15
 def doubts(material: Material) -> Sequence[Block]:
     """Everything that a reader should hold against the numbers above."""
     items = [*_of_runs(material), *_of_cells(material)]
+    if not material.results:
+        return ()  # of trainings alone, whose section says what there is to say
     if not items:
         return (Paragraph(text="None of the checks found anything to hold against them."),)
     return (Findings(items=items),)

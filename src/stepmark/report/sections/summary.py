@@ -20,10 +20,14 @@ _TOO_NOISY = 0.5
 def summary(material: Material) -> Sequence[Block]:
     """What was found, for each run by itself; runs are not compared here."""
     blocks: list[Block] = []
+    if not material.results:
+        return ()
     if material.several_runs:
         text = "Each run by itself. To compare two of them: stepmark compare BASE HEAD."
         blocks.append(Paragraph(text=text))
     for run in material.runs:
+        if not material.runs[run].results:
+            continue  # it is of a training, which has a section of its own
         if material.several_runs:
             blocks.append(Heading(text=run))
         blocks.append(Findings(items=list(_overview(material, run))))

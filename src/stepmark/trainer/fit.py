@@ -1,0 +1,161 @@
+"""One rank's training from its first line to its last epoch."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+
+from stepmark.building import checked_loss
+from stepmark.place import Place
+from stepmark.scenario import Plan, Scenario
+from stepmark.session import Built, Progress, build, require_images, seed
+from stepmark.trainer import checkpoint
+from stepmark.trainer.checkpoint import Trained
+from stepmark.trainer.epochs import Epochs
+from stepmark.trainer.loaders import train_loader, valid_loader
+from stepmark.trainer.schedules import Scheduling
+from stepmark.trainer.watching import Judge, WatchedLoss, judge_of
+from stepmark.training import EndOfTraining, Epoch, Facts, TrainOrder, has_stalled, improves
+
+# So that no epoch draws what another rank's draws.
+_MOST_RANKS = 1000
+
+Begun = Callable[[Facts, Sequence[Epoch]], None]
+
+
+def fit(
+    scenario: Scenario,
+    plan: Plan,
+    order: TrainOrder,
+    place: Place,
+    progress: Progress,
+    on_begin: Begun,
+    on_epoch: Callable[[Epoch], None],
+) -> EndOfTraining:
+    """Train a scenario's model on one rank.
+
+    Args:
+        scenario: with its device resolved.
+        plan: its timeout.
+        order: what to do.
+        place: this rank's.
+        progress: told the stage; never called while an epoch is timed.
+        on_begin: told before the first epoch what is trained on, and which epochs are done.
+        on_epoch: told of each epoch as soon as it is finished, and saved.
+
+    Raises:
+        WorkloadError: the workload cannot be found or built, or does not suit the scenario.
+        CheckpointError: a checkpoint cannot be read or written.
+        UsageError: the optimizer has no parameter to schedule.
+    """
+    wanted = order.plan
+    built = build(scenario, plan, place, progress, own_scheduler=wanted.schedule is None)
+    place, workload = built.place, built.workload
+    loader = train_loader(workload, scenario, place.rank, drop_last=wanted.drop_last)
+    valid = valid_loader(workload, scenario, place.rank) if wanted.validate else None
+    watched = WatchedLoss(workload, _try(built, scenario), scenario.batch_size)
+    steps_per_epoch = loader.num_steps(scenario.accumulation)
+    scheduling = Scheduling(wanted, built.training, steps_per_epoch)
+    epochs = Epochs(scenario, wanted, place, scheduling, watched, loader, valid)
+    trained = Trained(
+        scenario=scenario, model=workload.model, training=built.training, scheduling=scheduling
+    )
+    done: list[Epoch] = list(checkpoint.load(trained, order)) if order.resume else []
+    on_begin(_facts(built, scenario, steps_per_epoch, order), done)
+
+    while (end := _end(done, order)) is None:
+        number = len(done) + 1
+        # Whatever it draws depends on the epoch alone, so that one that is gone on with after an
+        # interruption is the same.
+        seed(number * _MOST_RANKS + place.rank)
+        progress(f"epoch {number} of {wanted.epochs}: training", _rate(done))
+        epoch = epochs.train(number)
+        progress(f"epoch {number} of {wanted.epochs}: validating", _rate(done))
+        epoch = epochs.evaluate(epoch)
+        scheduling.on_epoch_end(epoch.watched_loss)
+        is_best = improves(epoch.watched_loss, [e.watched_loss for e in done])
+        done.append(dataclasses.replace(epoch, is_best=is_best))
+        if wanted.checkpoint and place.rank == 0:
+            done[-1] = _save(trained, done, order, place)
+        on_epoch(done[-1])
+    place.barrier()
+    return end
+
+
+def _end(done: Sequence[Epoch], order: TrainOrder) -> EndOfTraining | None:
+    if len(done) >= order.plan.epochs:
+        return EndOfTraining.EPOCHS
+    if has_stalled([epoch.watched_loss for epoch in done], order.plan.patience):
+        return EndOfTraining.PATIENCE
+    return None
+
+
+def _rate(done: Sequence[Epoch]) -> float | None:
+    return done[-1].samples_per_s if done else None
+
+
+def _save(trained: Trained, done: Sequence[Epoch], order: TrainOrder, place: Place) -> Epoch:
+    """Save a training; its last epoch with what that cost."""
+    start_s = place.device.now_s()
+    num_bytes = checkpoint.save(trained, done, order)
+    saved_s = place.device.now_s() - start_s
+    if len(done) == 1:
+        # A workload's own optimizer or scheduler may keep what cannot be loaded back; it shall
+        # not be found out after hours.
+        checkpoint.read(order.last_path)
+    return dataclasses.replace(done[-1], checkpoint_s=saved_s, checkpoint_bytes=num_bytes)
+
+
+def _try(built: Built, scenario: Scenario) -> Judge | None:
+    """Make a batch and its loss once, in evaluation mode, which leaves the model as it is.
+
+    Returns:
+        What tells right samples, if there are any.
+
+    Raises:
+        WorkloadError: the loss cannot be trained on.
+        ObstacleError: the batch has no images where the scenario is about them.
+    """
+    workload, training, model = built.workload, built.training, built.workload.model
+    dataset = workload.dataset
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=scenario.batch_size, collate_fn=workload.collate_fn
+    )
+    batch = next(iter(loader))
+    require_images(scenario, batch)
+    batch = training.to_device(batch)
+    model.eval()
+    with training.autocast():
+        checked_loss(workload, model, batch)
+        judge = None
+        if workload.compute_loss is None:
+            with torch.no_grad():
+                judge = judge_of(workload.forward(model, batch), batch)
+    model.train()
+    return judge
+
+
+def _facts(built: Built, scenario: Scenario, steps_per_epoch: int, order: TrainOrder) -> Facts:
+    workload = built.workload
+    num_samples = len(workload.dataset)  # type: ignore[arg-type]
+    evaluates = order.plan.validate and workload.valid_dataset is not None
+    notes = list(built.switches.notes)
+    uneven = num_samples % scenario.world_size
+    if uneven and not order.plan.drop_last:
+        notes.append(
+            f"{scenario.world_size - uneven} of the samples are trained on twice in an epoch: "
+            f"{num_samples} cannot be dealt out evenly to {scenario.world_size} ranks"
+        )
+    if not evaluates:
+        notes.append("nothing is validated: best epoch, plateau and patience go by the train loss")
+    return Facts(
+        device_name=built.place.device.name,
+        num_threads=torch.get_num_threads(),
+        settings=built.switches.final(),
+        data=workload.data,
+        num_parameters=sum(p.numel() for p in workload.model.parameters()),
+        num_train_samples=num_samples,
+        num_valid_samples=len(workload.valid_dataset) if evaluates else None,  # type: ignore[arg-type]
+        steps_per_epoch=steps_per_epoch,
+        notes=tuple(notes),
+    )

@@ -1,0 +1,159 @@
+"""Observers of what a loop learns: losses and accuracy, as tensors until an epoch's end.
+
+They are callbacks like any other. What they look at is not in the loop's events, so while they
+are attached the loop's loss is a `WatchedLoss`. Nothing is read from the device before `value`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from stepmark.loop import Callback
+from stepmark.workload import Workload
+
+# Which of a batch's samples a network got right, of outputs and targets.
+Judge = Callable[[Tensor, Tensor], Tensor]
+
+# Of the smoothed loss: about fifty batches count.
+SMOOTHING = 0.98
+
+
+class WatchedLoss:
+    """A workload's loss that keeps what it last saw.
+
+    Args:
+        workload: whose loss.
+        judge: says which samples are right; ``None`` where there are no classes, and then outputs
+            are not kept.
+        batch_size: samples in every batch but the last one.
+    """
+
+    def __init__(self, workload: Workload, judge: Judge | None, batch_size: int) -> None:
+        self.loss: Tensor
+        self.outputs: Tensor
+        self.targets: Tensor
+        self.num_samples = 0
+        self.judge = judge
+        self._workload = workload
+        self._batch_size = batch_size
+        self._num_left = 0
+
+    def begin(self, num_samples: int) -> None:
+        """An epoch of so many samples follows."""
+        self._num_left = num_samples
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """See `stepmark.loop.Training.loss`."""
+        # Counted, since what a batch's first dimension is, a workload's collate_fn alone knows.
+        self.num_samples = min(self._batch_size, self._num_left)
+        self._num_left -= self.num_samples
+        if self.judge is None:
+            loss = self._workload.loss(model, batch)
+        else:
+            outputs = self._workload.forward(model, batch)
+            loss = self._workload.loss_of(outputs, batch)
+            self.outputs, self.targets = outputs.detach(), batch[1]
+        self.loss = loss.detach()
+        return loss
+
+
+class MeanLoss(Callback):
+    """Mean loss over samples; a batch counts by its size."""
+
+    def __init__(self, watched: WatchedLoss, device: torch.device) -> None:
+        self._watched = watched
+        self._mean = torch.zeros((), device=device)
+        self.num_samples = 0
+
+    def on_forward(self) -> None:
+        """See `Callback`."""
+        watched = self._watched
+        self.num_samples += watched.num_samples
+        self._mean.lerp_(watched.loss.float(), watched.num_samples / self.num_samples)
+
+    def value(self) -> float | None:
+        """Waits for the device; ``None`` if there was no batch."""
+        return self._mean.item() if self.num_samples else None
+
+
+class SmoothedLoss(Callback):
+    """Exponential moving average over batches, corrected for having begun at 0.
+
+    ``average = beta * average + (1 - beta) * loss``, and its value is
+    ``average / (1 - beta ** num_batches)``.
+    """
+
+    def __init__(self, watched: WatchedLoss, device: torch.device, beta: float = SMOOTHING) -> None:
+        self._watched = watched
+        self._beta = beta
+        self._average = torch.zeros((), device=device)
+        self._num_batches = 0
+
+    def on_forward(self) -> None:
+        """See `Callback`."""
+        self._num_batches += 1
+        self._average.lerp_(self._watched.loss.float(), 1 - self._beta)
+
+    def value(self) -> float | None:
+        """Waits for the device; ``None`` if there was no batch."""
+        if not self._num_batches:
+            return None
+        return self._average.item() / (1 - self._beta**self._num_batches)
+
+
+class Accuracy(Callback):
+    """How many samples were right; the watched loss must have a judge."""
+
+    def __init__(self, watched: WatchedLoss, device: torch.device) -> None:
+        assert watched.judge is not None
+        self._watched = watched
+        self._judge = watched.judge
+        self._num_right = torch.zeros((), dtype=torch.int64, device=device)
+
+    def on_forward(self) -> None:
+        """See `Callback`."""
+        watched = self._watched
+        self._num_right.add_(self._judge(watched.outputs, watched.targets).sum())
+
+    def value(self) -> int:
+        """Samples; waits for the device."""
+        return int(self._num_right.item())
+
+
+def judge_of(outputs: Any, batch: Any) -> Judge | None:
+    """What tells right samples from wrong ones; ``None`` if outputs are no scores of classes.
+
+    Targets are one class index per sample, or one-hot. Their values are looked at, which waits
+    for the device.
+
+    Args:
+        outputs: of a batch, ``[batch, classes]``.
+        batch: a pair whose second part are targets, ``[batch]`` or ``[batch, classes]``.
+    """
+    if not isinstance(batch, (list, tuple)) or len(batch) != 2:
+        return None
+    targets = batch[1]
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+        return None
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        return None
+    if targets.dtype == torch.int64 and targets.shape == outputs.shape[:1]:
+        return _right_index
+    if targets.shape == outputs.shape and _is_one_hot(targets):
+        return _right_one_hot
+    return None
+
+
+def _is_one_hot(targets: Tensor) -> bool:
+    ones, zeros = targets == 1, targets == 0
+    return bool((ones | zeros).all() and (ones.sum(dim=1) == 1).all())
+
+
+def _right_index(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.argmax(dim=1) == targets
+
+
+def _right_one_hot(outputs: Tensor, targets: Tensor) -> Tensor:
+    return outputs.argmax(dim=1) == targets.argmax(dim=1)

@@ -1,0 +1,211 @@
+"""Optimizers, losses and limits of gradients by name, against torch by hand."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - everybody's name for it
+from torch.utils.data import TensorDataset
+
+from stepmark import Scenario, Workload, recipe
+from stepmark.building import make_training
+from stepmark.choices import LossName, OptimizerImpl, OptimizerName, Task
+from stepmark.devices import BACKENDS
+from stepmark.errors import ObstacleError
+from stepmark.loop import train
+
+LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [1.0, 1.0, 1.0], [-2.0, 4.0, 0.0]])
+LABELS = torch.tensor([0, 2, 1, 1])
+ONE_HOT = F.one_hot(LABELS, 3).float()
+
+
+def make_workload(**changes: Any) -> Workload:
+    torch.manual_seed(0)
+    fields: dict[str, Any] = {
+        "model": nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)),
+        "dataset": TensorDataset(LOGITS, LABELS),
+        "loss_fn": nn.CrossEntropyLoss(),
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.5),
+    }
+    return Workload(**{**fields, **changes})
+
+
+def scenario(**axes: Any) -> Scenario:
+    return Scenario(workload="made.up:build", device="cpu", **axes)
+
+
+def trained(num_steps: int = 5, workload: Workload | None = None, **axes: Any) -> Tensor:
+    """Weights after some steps on one batch."""
+    chosen = scenario(**axes)
+    applied = recipe.apply(workload or make_workload(), chosen)
+    training = make_training(applied, chosen, BACKENDS["cpu"].open(0))
+    train(training, iter([(LOGITS, LABELS)] * num_steps), range(num_steps))
+    return torch.cat([p.detach().flatten() for p in training.model.parameters()])
+
+
+def by_hand(make_optimizer: Any, num_steps: int = 5) -> Tensor:
+    model = make_workload().model
+    optimizer = make_optimizer(model.parameters())
+    for _ in range(num_steps):
+        F.cross_entropy(model(LOGITS), LABELS).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "settings"),
+    [
+        (OptimizerName.SGD, torch.optim.SGD, {}),
+        (OptimizerName.SGD_MOMENTUM, torch.optim.SGD, {"momentum": 0.9}),
+        (OptimizerName.ADAGRAD, torch.optim.Adagrad, {}),
+        (OptimizerName.RMSPROP, torch.optim.RMSprop, {}),
+        (OptimizerName.ADAM, torch.optim.Adam, {}),
+        (OptimizerName.ADAMW, torch.optim.AdamW, {}),
+    ],
+)
+@pytest.mark.parametrize("lr", [None, 0.02])
+def test_an_optimizer_by_name_is_torchs_own(
+    name: OptimizerName, kind: Any, settings: dict[str, Any], lr: float | None
+) -> None:
+    given = settings if lr is None else {**settings, "lr": lr}
+    expected = by_hand(lambda parameters: kind(parameters, **given))
+    assert torch.equal(trained(optimizer=name, lr=lr), expected)
+    assert set(OptimizerName) == set(recipe.OPTIMIZERS)
+
+
+@pytest.mark.parametrize("name", [None, *OptimizerName])
+@pytest.mark.parametrize("impl", [i for i in OptimizerImpl if i is not OptimizerImpl.DEFAULT])
+def test_an_optimizers_implementation_changes_how_it_steps_and_not_where_to(
+    name: OptimizerName | None, impl: OptimizerImpl
+) -> None:
+    axes = {} if name is None else {"optimizer": name}
+    plain = trained(**axes)
+    if (name, impl) == (OptimizerName.RMSPROP, OptimizerImpl.FUSED):
+        with pytest.raises(ObstacleError, match="=fused: RMSprop has no such implementation"):
+            trained(**axes, optimizer_impl=impl)
+        return
+    found = trained(**axes, optimizer_impl=impl)
+    assert torch.allclose(found, plain, rtol=1e-5, atol=1e-7)
+    if impl is OptimizerImpl.FOR_LOOP:
+        assert torch.equal(found, plain), "on a CPU it is torch's own choice"
+
+
+def test_another_implementation_keeps_groups_and_settings() -> None:
+    def make(parameters: Any) -> torch.optim.Optimizer:
+        first, *rest = parameters
+        groups = [{"params": [first], "lr": 0.5}, {"params": rest}]
+        return torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=0.01)
+
+    workload = make_workload(optimizer=make)
+    applied = recipe.apply(workload, scenario(optimizer_impl="foreach"))
+    groups = applied.optimizer(list(workload.model.parameters())).param_groups
+    assert [g["lr"] for g in groups] == [0.5, 0.1]
+    assert {(g["momentum"], g["weight_decay"], g["foreach"]) for g in groups} == {(0.9, 0.01, True)}
+    assert torch.equal(
+        trained(workload=make_workload(optimizer=make), optimizer_impl="for-loop"),
+        trained(workload=make_workload(optimizer=make)),
+    )
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    return logits - logits.exp().sum(1, keepdim=True).log()
+
+
+PROBABILITIES = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3], [0.2, 0.6, 0.2]])
+BY_HAND = {
+    LossName.CROSS_ENTROPY: lambda out, to: -(to * log_softmax(out)).sum(1).mean(),
+    LossName.MSE: lambda out, to: ((out - to) ** 2).mean(),
+    LossName.BCE: lambda out, to: (
+        -(to * out.sigmoid().log() + (1 - to) * (1 - out.sigmoid()).log()).mean()
+    ),
+    LossName.L1: lambda out, to: (out - to).abs().mean(),
+    # 0 log 0 is 0.
+    LossName.KL_DIV: lambda out, to: (
+        (torch.where(to > 0, to * to.clamp_min(1e-30).log(), 0) - to * log_softmax(out))
+        .sum(1)
+        .mean()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(LossName))
+@pytest.mark.parametrize("targets", [LABELS, ONE_HOT, PROBABILITIES], ids=["index", "hot", "soft"])
+def test_a_loss_by_name_is_its_formula(name: LossName, targets: Tensor) -> None:
+    workload = recipe.apply(make_workload(), scenario(loss=name))
+    assert workload.loss_fn is not None
+    spread = targets if targets.is_floating_point() else ONE_HOT
+    found = workload.loss_fn(LOGITS, targets)
+    assert found.item() == pytest.approx(BY_HAND[name](LOGITS, spread).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", list(LossName))
+def test_targets_that_do_not_fit_the_outputs_are_an_obstacle(name: LossName) -> None:
+    loss = recipe.LOSSES[name]
+    if name is LossName.CROSS_ENTROPY:
+        with pytest.raises(ObstacleError, match=r"shape \(4, 1\) are of no two classes"):
+            loss(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
+    else:
+        with pytest.raises(ObstacleError, match=r"outputs of shape \(4, 3\), targets of shape"):
+            loss(LOGITS, torch.zeros(4, 1))
+
+
+def test_a_workload_that_computes_its_loss_itself_has_no_place_for_another() -> None:
+    own = make_workload(compute_loss=lambda model, batch: model(batch[0]).sum())
+    with pytest.raises(ObstacleError, match="loss=mse: this workload computes its loss itself"):
+        recipe.apply(own, scenario(loss="mse"))
+
+
+def test_gradients_are_clipped_to_the_scenarios_norm_and_not_at_0() -> None:
+    clipped = make_workload(clip_norm=1e-9)
+    assert recipe.apply(clipped, scenario()).clip_norm == 1e-9
+    assert recipe.apply(clipped, scenario(clip_norm=2.0)).clip_norm == 2.0
+    assert recipe.apply(clipped, scenario(clip_norm=0)).clip_norm is None
+    before = torch.cat([p.detach().flatten() for p in make_workload().model.parameters()])
+    moved = (trained(1, optimizer="sgd", lr=0.1, clip_norm=0.01) - before).norm()
+    assert moved.item() == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_filling_gradients_with_zeros_trains_the_same() -> None:
+    assert torch.equal(trained(set_to_none=False), trained())
+    chosen = scenario(set_to_none=False)
+    workload = recipe.apply(make_workload(), chosen)
+    training = make_training(workload, chosen, BACKENDS["cpu"].open(0))
+    train(training, iter([(LOGITS, LABELS)]), range(1))
+    assert all(p.grad is not None and not p.grad.any() for p in training.model.parameters())
+
+
+def test_channels_last_changes_the_layout_and_not_the_loss() -> None:
+    images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    losses, layouts = [], []
+    for channels_last in (False, True):
+        torch.manual_seed(0)
+        workload = make_workload(
+            model=nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3))
+        )
+        chosen = scenario(channels_last=channels_last)
+        training = make_training(workload, chosen, BACKENDS["cpu"].open(0))
+        batch = training.to_device((images, LABELS))
+        layouts.append(batch[0].is_contiguous(memory_format=torch.channels_last))
+        losses += train(training, iter([(images, LABELS)] * 3), range(3))
+    assert layouts == [False, True]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+
+
+def test_evaluation_is_of_the_validation_data_where_there_is_any() -> None:
+    valid = TensorDataset(LOGITS[:2], LABELS[:2])
+    workload = make_workload(valid_dataset=valid)
+    for task in (Task.EVALUATE, Task.INFER):
+        assert recipe.apply(workload, scenario(task=task)).dataset is valid
+        assert recipe.apply(make_workload(), scenario(task=task)).dataset is not valid
+    assert recipe.apply(workload, scenario()).dataset is workload.dataset
+
+
+def test_what_a_scenario_does_not_name_stays_the_workloads() -> None:
+    workload = make_workload()
+    assert dataclasses.asdict(scenario())["optimizer"] is None
+    applied = recipe.apply(workload, scenario())
+    assert applied.optimizer is workload.optimizer
+    assert applied.loss_fn is workload.loss_fn

@@ -1,0 +1,275 @@
+"""``stepmark train`` as users run it: real processes, from the first epoch to the report."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from commands import STEPMARK, environment, stepmark
+from factories import make_result, make_run, save_run
+
+from stepmark import store
+from stepmark.report import page
+from stepmark.result import Outcome
+from stepmark.training import EndOfTraining
+
+LINE = r"Epoch: {:4d} \| train_loss=\d+\.\d{{4}}, train_accuracy=\d\.\d{{4}}, "
+LINE += r"valid_loss=\d+\.\d{{4}}, valid_accuracy=\d\.\d{{4}}"
+
+# Deterministic, large enough for two ranks, and slow enough to be interrupted.
+MINE = """
+import time
+import torch
+from learned_workload import Clouds, build as made
+from stepmark import Workload
+
+
+class Slow(Clouds):
+    def __getitem__(self, index):
+        time.sleep(0.01)
+        return super().__getitem__(index)
+
+
+def build():
+    return made()
+
+
+def slow():
+    workload = made()
+    return Workload(
+        model=workload.model, dataset=Slow(40, 0.0, seed=1), loss_fn=workload.loss_fn,
+        optimizer=workload.optimizer,
+    )
+
+
+def breaks():
+    workload = made()
+    hits = []
+
+    def loss(outputs, targets):
+        hits.append(1)
+        if len(hits) > 20:
+            raise RuntimeError("no more")
+        return torch.nn.functional.cross_entropy(outputs, targets)
+
+    return Workload(
+        model=workload.model, dataset=workload.dataset, loss_fn=loss, optimizer=workload.optimizer
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    shutil.copy(Path(__file__).with_name("learned_workload.py"), folder)
+    (folder / "mine.py").write_text(MINE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def toy(folder: Path) -> "subprocess.CompletedProcess[str]":
+    """Article B's network for three epochs, saved as ``toy``."""
+    words = ["train", "--workload", "mlp-toy", "--epochs", 3, "--device", "cpu", "--save", "toy"]
+    return stepmark(*words, "--json", "--optimizer", "sgd", "--lr", 0.5, cwd=folder)
+
+
+def test_the_output_is_one_json_object_with_an_entry_for_each_epoch(
+    toy: "subprocess.CompletedProcess[str]",
+) -> None:
+    assert toy.returncode == 0, toy.stderr
+    data = json.loads(toy.stdout)
+    assert [epoch["epoch"] for epoch in data["epochs"]] == [1, 2, 3]
+    last = data["epochs"][-1]
+    assert last["train_accuracy"] == last["valid_accuracy"] == 1.0
+    for epoch in data["epochs"]:
+        assert epoch["train_loss"] > 0
+        assert epoch["valid_loss"] > 0
+        assert epoch["learning_rate"] == 0.5
+        assert epoch["samples_per_s"] == pytest.approx(5 / epoch["train_s"])
+        assert epoch["valid_s"] > 0
+        assert epoch["checkpoint_s"] > 0
+        assert epoch["checkpoint_bytes"] > 0
+        phases = dict(epoch["phases"])
+        step_s = phases.pop("step_s")
+        assert sum(phases.values()) == pytest.approx(step_s)
+    assert (data["ended_by"], data["outcome"]) == ("epochs", "ok")
+    for number in (1, 2, 3):
+        assert re.search(LINE.format(number), toy.stderr)
+
+
+def test_the_run_holds_the_training_its_history_and_its_checkpoints(
+    toy: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    run = store.open_run("toy", folder / "results")
+    (training,) = run.trainings
+    assert not run.results
+    assert not run.by_pytest
+    assert len(training.epochs) == 3
+    assert training.ended_by is EndOfTraining.EPOCHS
+    trainings = folder / "results" / "toy" / "trainings"
+    with next(trainings.glob("*.csv")).open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["train_loss"]) for row in rows] == [e.train_loss for e in training.epochs]
+    assert {"valid_accuracy", "samples_per_s", "forward_s"} <= set(rows[0])
+    names = sorted(path.name.removeprefix(training.scenario.id) for path in trainings.iterdir())
+    assert names == [".best.pt", ".csv", ".json", ".last.pt"]
+
+
+def test_a_report_of_a_training_alone_shows_its_epochs(
+    toy: "subprocess.CompletedProcess[str]", folder: Path, tmp_path: Path
+) -> None:
+    run = store.open_run("toy", folder / "results")
+    page.render([run], tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "## Training" in text
+    assert "**Best epoch: 3:** validation loss" in text
+    assert "validation accuracy 100.0 %" in text
+    assert "| 3 (best) |" in text
+    assert "stepmark train --workload mlp-toy" in text
+    assert "## Summary" not in text
+    assert "## Doubts" not in text
+    assert len(list((tmp_path / "plots").glob("*.png"))) == 2
+
+
+def test_a_training_stands_beside_measured_results_in_one_report(
+    toy: "subprocess.CompletedProcess[str]", folder: Path, tmp_path: Path
+) -> None:
+    save_run(tmp_path, make_run(make_result(), name="measured"))
+    runs = [store.open_run("toy", folder / "results"), store.open_run("measured", tmp_path)]
+    page.render(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "## Summary" in text
+    assert "### toy: mlp-toy on cpu" in text
+
+
+def test_a_finished_training_is_shown_again_or_goes_on(
+    toy: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    shutil.copytree(folder / "results" / "toy", folder / "results" / "more")
+    again = stepmark("train", "--resume", "--save", "more", "--json", cwd=folder)
+    assert json.loads(again.stdout)["epochs"] == json.loads(toy.stdout)["epochs"]
+    more = stepmark("train", "--resume", "--save", "more", "--epochs", 4, cwd=folder)
+    assert more.returncode == 0, more.stderr
+    (line,) = re.findall("Epoch: .*", more.stdout)
+    assert re.fullmatch(LINE.format(4), line)
+    (training,) = store.open_run("more", folder / "results").trainings
+    assert training.num_resumed == 1
+    before = json.loads(toy.stdout)["epochs"]
+    assert [e.train_s for e in training.epochs[:3]] == [epoch["train_s"] for epoch in before]
+
+
+def test_a_damaged_checkpoint_is_bad_usage(
+    toy: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    shutil.copytree(folder / "results" / "toy", folder / "results" / "damaged")
+    (last,) = (folder / "results" / "damaged" / "trainings").glob("*.last.pt")
+    last.write_bytes(last.read_bytes()[:2000])
+    done = stepmark("train", "--resume", "--save", "damaged", "--epochs", 4, cwd=folder)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert re.fullmatch(r"error: .*last\.pt: cannot be loaded \(.*\); begin .*\n", done.stderr)
+    (training,) = store.open_run("damaged", folder / "results").trainings
+    assert len(training.epochs) == 3, "nothing of it is lost"
+
+
+def epochs_of(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
+    assert done.returncode == 0, done.stderr
+    epochs: list[dict[str, Any]] = json.loads(done.stdout)["epochs"]
+    return epochs
+
+
+def test_two_ranks_train_and_validate_as_one_process_with_twice_the_batch(folder: Path) -> None:
+    words = ["train", "--workload", "mine.py:build", "--epochs", 2, "--device", "cpu", "--json"]
+    both = epochs_of(stepmark(*words, "--world-size", 2, "--batch-size", 4, cwd=folder))
+    alone = epochs_of(stepmark(*words, "--batch-size", 8, "--threads", 1, cwd=folder))
+    for two, one in zip(both, alone, strict=True):
+        for name in ("train_loss", "valid_loss"):
+            assert two[name] == pytest.approx(one[name], rel=1e-5)
+        for name in ("train_accuracy", "valid_accuracy", "num_samples", "num_valid_samples"):
+            assert two[name] == one[name], "every sample is counted once"
+        assert two["num_steps"] == one["num_steps"] == 5
+
+
+def test_an_interrupt_keeps_finished_epochs_no_process_and_the_words_to_go_on(
+    folder: Path,
+) -> None:
+    words = ["train", "--workload", "mine.py:slow", "--epochs", "4", "--device", "cpu"]
+    process = subprocess.Popen(
+        [*STEPMARK, *words, "--batch-size", "8", "--save", "cut"],
+        cwd=folder, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("Epoch:    2"):
+            break
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    found = re.search(r"interrupted: ([23]) of 4 epochs are saved in \S+; go on with: (.*)", errors)
+    assert found, errors
+    assert family
+    assert not [p for p in family if p.is_running()]
+    (training,) = store.open_run("cut", folder / "results").trainings
+    assert len(training.epochs) == int(found[1])
+    assert training.outcome is None
+    done = stepmark(*shlex.split(found[2])[1:], "--json", cwd=folder)
+    epochs = epochs_of(done)
+    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4]
+    # Nothing is validated, and left out is not 0.
+    assert {(epoch["valid_loss"], epoch["valid_s"]) for epoch in epochs} == {(None, None)}
+    assert "valid_loss" not in done.stderr
+
+
+def test_a_training_that_fails_keeps_its_finished_epochs_and_says_where(folder: Path) -> None:
+    words = ["train", "--workload", "mine.py:breaks", "--epochs", 9, "--batch-size", 8]
+    done = stepmark(*words, "--save", "broken", "--device", "cpu", cwd=folder)
+    assert done.returncode == 1
+    assert "failed: RuntimeError: no more (mine.py, line " in done.stderr
+    (training,) = store.open_run("broken", folder / "results").trainings
+    assert len(training.epochs) == 3
+    assert training.outcome is Outcome.FAILED
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--workload", "mlp-toy"], "no epochs: give --epochs N"),
+        (["--epochs", "2"], "no workload: give --workload W"),
+        (["--workload", "mlp-toy", "--epochs", "0"], "epochs=0: must be at least 1"),
+        (["--workload", "mlp-toy", "--epochs", "1", "--schedule", "x"], "schedule='x': choose"),
+        (["--workload", "mlp-toy", "--epochs", "1", "--batch-size", "1,2"], "2 scenarios; give"),
+        (["--workload", "mlp-toy", "--epochs", "1", "--task", "infer"], "a training trains"),
+        (["--workload", "gpt", "--epochs", "1", "--pipeline-stages", "2"], "--pipeline-stages"),
+        (["--resume"], "--resume: say which run with --save NAME"),
+        (["--resume", "--save", "nothing"], "no run to resume"),
+        (["--resume", "--save", "toy", "--lr", "1"], "--lr: a resumed training has its own"),
+        (["--resume", "--save", "toy", "--epochs", "2"], "--epochs 2: 3 epochs are done already"),
+        (["--workload", "mlp-toy", "--epochs", "1", "--save", "toy"], "exists already"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(
+    words: list[str], message: str, toy: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    done = stepmark("train", *words, cwd=folder)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_run_of_a_training_is_not_measured_on(
+    toy: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    done = stepmark("run", "--resume", "--save", "toy", cwd=folder)
+    assert done.returncode == 2
+    assert "is of a training; go on with 'stepmark train --resume --save toy'" in done.stderr
