@@ -19,6 +19,7 @@ from stepmark.store import Run, RunFolder, RunPlan
 from stepmark.trace import Attribution, Breakdown, Timeline, Total
 from stepmark.trace.attribution import Kernel, Operator, Phase, Wait
 from stepmark.trace.timeline import Span
+from stepmark.training import EndOfTraining, Epoch, Facts, TrainingRecord, TrainPlan
 
 MIB = 1 << 20
 
@@ -309,3 +310,36 @@ def make_trial(
         "pairs": pairs,
     }
     return Trial(**{**fields, **overrides})
+
+
+def make_epoch(**overrides: Any) -> Epoch:
+    """The first of a classification: 1000 samples in 2 s, then validated and saved."""
+    fields: dict[str, Any] = {
+        "epoch": 1, "num_steps": 20, "num_samples": 1000, "train_loss": 0.9,
+        "smoothed_loss": 0.8, "train_accuracy": 0.7, "valid_loss": 0.6, "valid_accuracy": 0.75,
+        "num_valid_samples": 100, "learning_rate": 0.1, "train_s": 2.0, "valid_s": 0.25,
+        "phases": make_phases(), "num_phase_steps": 20, "skipped_steps": 0,
+        "checkpoint_s": 0.05, "checkpoint_bytes": MIB, "is_best": True,
+    }  # fmt: skip
+    return Epoch(**{**fields, **overrides})
+
+
+def make_training(*epochs: Epoch, **overrides: Any) -> TrainingRecord:
+    """A training that ended as planned, after these epochs or one."""
+    done = epochs or (make_epoch(),)
+    fields: dict[str, Any] = {
+        "scenario": make_scenario(),
+        "plan": TrainPlan(epochs=len(done)),
+        "machine": make_machine(),
+        "commit": make_commit(),
+        "started_at": "2026-01-02T03:04:05+00:00",
+        "wall_s": 5.0,
+        "facts": Facts(
+            device_name="cpu", num_threads=2, settings={}, data="real samples", num_parameters=99,
+            num_train_samples=1000, num_valid_samples=100, steps_per_epoch=20,
+        ),
+        "epochs": done,
+        "ended_by": EndOfTraining.EPOCHS,
+        "outcome": Outcome.OK,
+    }  # fmt: skip
+    return TrainingRecord(**{**fields, **overrides})

@@ -25,9 +25,11 @@ from stepmark.report.sections.tables import every_scenario
 from stepmark.result import Outcome, Result
 from stepmark.scenario import Scenario, matrix
 from stepmark.store import Run
+from stepmark.training import EndOfTraining, TrainPlan
 from tests.factories import (
     MIB,
     make_commit,
+    make_epoch,
     make_machine,
     make_memory,
     make_profile,
@@ -35,6 +37,7 @@ from tests.factories import (
     make_result,
     make_run,
     make_scenario,
+    make_training,
     make_window,
     save_run,
 )
@@ -499,7 +502,9 @@ def test_a_full_matrix_shows_every_section(tmp_path: Path) -> None:
     ]
     results = [make_result(s, rank={"readings": (power, energy, *WORK)}) for s in scenarios]
     results.append(make_result(make_scenario(device="cuda"), outcome=Outcome.SKIPPED))
-    run = dataclasses.replace(make_run(*results), profiles=(make_profile(scenarios[0]),))
+    run = dataclasses.replace(
+        make_run(*results), profiles=(make_profile(scenarios[0]),), trainings=(make_training(),)
+    )
     _, markdown = rendered(tmp_path, run)
     assert headings(markdown) == [title for title, _ in SECTIONS]
     rows = [r for r in markdown.splitlines() if r.startswith("| mlp-toy-cpu-bs64-bf16 |")]
@@ -507,6 +512,43 @@ def test_a_full_matrix_shows_every_section(tmp_path: Path) -> None:
     assert "- **power:** read once" in markdown
     for image in re.findall(r"!\[.*\]\((.*)\)", markdown):
         assert (tmp_path / image).is_file()
+
+
+def test_a_training_shows_what_is_known_of_its_epochs_and_how_it_ended(tmp_path: Path) -> None:
+    first = make_epoch(checkpoint_s=None, checkpoint_bytes=None)
+    second = make_epoch(epoch=2, valid_loss=None, is_best=False, num_phase_steps=10)
+    plan = TrainPlan(epochs=9, patience=1)
+    run = dataclasses.replace(
+        make_run(),
+        trainings=(
+            make_training(first, second, plan=plan, ended_by=EndOfTraining.PATIENCE),
+            make_training(plan=plan, ended_by=None, outcome=None, num_resumed=2),
+            make_training(
+                plan=plan, ended_by=None, outcome=Outcome.OOM, reason="out of host memory"
+            ),
+        ),
+    )
+    _, markdown = rendered(tmp_path, run)
+    assert "- **Ended:** After 2 epochs of 9: 1 epoch without a lower loss." in markdown
+    assert "- **Ended:** Interrupted after 1 epoch of 9. Resumed 2 times." in markdown
+    assert "- **Ended:** After 1 epoch of 9: oom: out of host memory." in markdown
+    assert (
+        "| 1 (best) | 0.9 | 0.8 | 0.7000 | 0.6 | 0.7500 | 0.1 | 500 | 2.00 s | 250 ms | — | — |"
+        in markdown
+    )
+    assert "| 2 | 0.9 | 0.8 | 0.7000 | — | 0.7500 |" in markdown
+    assert "phases of a mean step, over their first 20 steps" in markdown
+    assert "training 87.9 % (4.00 s), validation 11.0 % (500 ms), checkpoints 1.1 %" in markdown
+    assert "stepmark train --workload mlp-toy" in markdown
+
+
+def test_a_regression_has_no_column_and_no_plot_of_accuracy(tmp_path: Path) -> None:
+    epoch = make_epoch(train_accuracy=None, valid_accuracy=None, phases=None, num_phase_steps=0)
+    run = dataclasses.replace(make_run(), trainings=(make_training(epoch),))
+    _, markdown = rendered(tmp_path, run)
+    assert "accuracy" not in markdown.partition("- **Best epoch")[2]
+    (image,) = re.findall(r"!\[.*\]\((.*)\)", markdown)
+    assert "learning" in image
 
 
 def test_a_profile_says_where_steps_went_and_who_waited(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +379,7 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
 
 KILLED_WRITER = """
 import sys
+import time
 from pathlib import Path
 import torch
 from stepmark.trainer import checkpoint
@@ -401,10 +403,13 @@ def test_a_process_that_is_killed_while_it_saves_leaves_the_checkpoint_before(
     )  # fmt: skip
     assert writer.stdout is not None
     saved = int(writer.stdout.readline())
-    while not half.exists():  # the next one is being written
+    limit_s = time.monotonic() + 60
+    while not half.exists() and time.monotonic() < limit_s:  # the next one is being written
         pass
+    is_writing = half.exists()
     writer.send_signal(signal.SIGKILL)
     writer.wait()
+    assert is_writing, "a checkpoint is written beside its name"
     assert checkpoint.read(path)["epoch"] >= saved
     checkpoint.write(path, {"epoch": 0})
     assert not half.exists(), "what was left is overwritten by the next one"

@@ -273,3 +273,11 @@ def test_a_run_of_a_training_is_not_measured_on(
     done = stepmark("run", "--resume", "--save", "toy", cwd=folder)
     assert done.returncode == 2
     assert "is of a training; go on with 'stepmark train --resume --save toy'" in done.stderr
+
+
+def test_a_training_has_a_history_and_no_table_of_results(
+    toy: "subprocess.CompletedProcess[str]", folder: Path
+) -> None:
+    done = stepmark("export", "toy", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "holds a training, whose history is in results/toy/trainings/*.csv" in done.stderr

@@ -20,7 +20,11 @@ def export(run: str, format: str, output: Path | None, results: Path) -> None:
         raise UsageError(f"--format {format!r}: choose from {', '.join(_FORMATS)}")
     if format == "parquet" and output is None:
         raise UsageError("--format parquet: is binary; say where to with -o FILE")
-    data = _FORMATS[format](store.open_run(run, results))
+    opened = store.open_run(run, results)
+    if not opened.results:
+        histories = opened.path / store.TRAININGS
+        raise UsageError(f"{opened.path}: holds a training, whose history is in {histories}/*.csv")
+    data = _FORMATS[format](opened)
     if output is None:
         show(data.decode())
         return

@@ -15,11 +15,12 @@ from stepmark.store.folder import RunFolder
 from stepmark.store.foreign import pack, unpack
 from stepmark.store.names import check_name, free_name, new_name, unused_path
 from stepmark.store.reading import latest_run, open_run, run_names
-from stepmark.store.run import RUN_FILE, Run, RunPlan, table
+from stepmark.store.run import RUN_FILE, TRAININGS, Run, RunPlan, table
 
 __all__ = [
     "RUN_FILE",
     "SCHEMA",
+    "TRAININGS",
     "Run",
     "RunFolder",
     "RunPlan",

@@ -25,9 +25,9 @@ def training(material: Material) -> Sequence[Block]:
             blocks.append(Heading(text=title))
             blocks.append(Findings(items=list(_findings(record))))
             figure = draw_epochs(record.epochs, title=title)
-            blocks.append(Plot(title=f"Loss and accuracy: {title}", figure=figure, wide=True))
+            blocks.append(Plot(title=f"Learning: {title}", figure=figure, wide=True))
             blocks += _time(title, record)
-            blocks += [_table(title, record), _phases_table(title, record)]
+            blocks.append(_table(title, record))
     explained = Paragraph(
         text="Whole epochs, from before the loader starts until the last step is done: samples/s "
         "is lower here than in a measured window, which meets no epoch's end and leaves warm-up "
@@ -72,11 +72,14 @@ def _ended(record: TrainingRecord) -> str:
     if record.ended_by is EndOfTraining.EPOCHS:
         text = f"After {done}, as planned."
     elif record.ended_by is EndOfTraining.PATIENCE:
-        text = f"After {done} of {plan.epochs}: {plan.patience} without a lower loss."
+        assert plan.patience is not None
+        text = (
+            f"After {done} of {plan.epochs}: {count(plan.patience, 'epoch')} without a lower loss."
+        )
     elif record.outcome is not None:
         text = f"After {done} of {plan.epochs}: {record.outcome}: {record.reason}."
     else:
-        text = f"Not yet: {done} of {plan.epochs} are done; it was interrupted."
+        text = f"Interrupted after {done} of {plan.epochs}."
     return text + (f" Resumed {record.num_resumed} times." if record.num_resumed else "")
 
 
@@ -92,6 +95,7 @@ def _time(title: str, record: TrainingRecord) -> Iterator[Block]:
             quantity="mean step of the epoch",
         )
         yield Plot(title=f"Phases of a step by epoch: {title}", figure=figure, wide=True)
+        yield _phases_table(title, record)
     whole_s = sum(_whole_s(epoch) for epoch in record.epochs)
     parts = {
         "training": sum(epoch.train_s for epoch in record.epochs),
