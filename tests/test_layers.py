@@ -44,6 +44,7 @@ ROWS = (
         "session",
         "measurement",
         "building",
+        "compiling",
         "place",
         "switches",
         "profiling",

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from stepmark import recipe, workloads
 from stepmark.building import checked_loss, has_images, loop_of, make_training, wrap_ddp
-from stepmark.choices import Precision, Task
+from stepmark.choices import CompileMode, Precision, Task
+from stepmark.compiling import Compiler
 from stepmark.devices import Device
 from stepmark.errors import ObstacleError
 from stepmark.loading import SEED, describe_batch, make_loader
@@ -36,6 +37,7 @@ LEAD_IN_CUT = (
     "steps are so long that a window may have begun with batches that lay ready in the loader; "
     "raise --max-seconds, which bounds the steps before a window too"
 )
+COMPILED_INSIDE = "torch.compile was still at work in the window: something of a step's changes"
 
 Progress = Callable[[str, float | None], None]
 
@@ -55,6 +57,7 @@ class Prepared:
         first_batch: shapes and types of its tensors.
         bare_batch: the same on the meta device.
         losses: of the first step's micro-batches.
+        compiler: of the model; ``None`` where it is not compiled.
     """
 
     place: Place
@@ -67,6 +70,7 @@ class Prepared:
     first_batch: str
     bare_batch: Any
     losses: list[Tensor]
+    compiler: Compiler | None = None
 
 
 def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Prepared:
@@ -88,6 +92,13 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     workload = recipe.apply(build(), scenario)
     switches.set_back()
     training = make_training(workload, scenario, device)
+    compiler = None
+    if scenario.compile is not CompileMode.OFF:
+        progress("waking the compiler", None)
+        compiler = Compiler(device)
+        # Before DDP wraps it: DDP's own code stays as it is, and its buckets still part the graph.
+        model = compiler.compiled(training.model, scenario.compile)
+        training = dataclasses.replace(training, model=model)
     loader = make_loader(workload, scenario, place.rank)
     build_s = clock.lap_s()
     if scenario.distributed:
@@ -111,6 +122,8 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     loop, checked = loop_of(scenario), training
     if scenario.task is Task.TRAIN:
         checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
+    if compiler is not None:
+        progress("compiling", None)
     losses = loop(checked, itertools.chain([first], batches), range(1), ())
     device.synchronize()
     startup = StartUp(
@@ -132,6 +145,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         first_batch=describe_batch(first),
         bare_batch=on_meta(first),
         losses=losses,
+        compiler=compiler,
     )
 
 
@@ -158,7 +172,7 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     device = place.device
     host_memory = HostMemory()
     prepared = prepare(scenario, plan, place, progress)
-    place, workload = prepared.place, prepared.workload
+    place, workload, compiler = prepared.place, prepared.workload, prepared.compiler
     measurement = Measurement(
         scenario, plan, place, prepared.training, prepared.batches, prepared.loop
     )
@@ -166,12 +180,17 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     progress("warming up", None)
     warmup = measurement.warm_up()
     readings = list(startup_peak(device))
+    if compiler is not None:
+        compiler.rest()
+        compiler.take_new()
+        readings += compiler.readings()
     device.reset_peaks()
     host_memory.reset_peak()
     progress("measuring steps", measurement.samples_per_s)
     swapped_before = swapped_bytes()
     window, final_loss, skipped_steps = measurement.steps()
     swapped = swapped_bytes() - swapped_before
+    num_compiled = 0 if compiler is None else compiler.take_new()
     workers = workers_bytes() if scenario.num_workers else 0
     progress("measuring phases", measurement.samples_per_s)
     phase_window, phases, host_wait = measurement.phases()
@@ -209,7 +228,10 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
             *([LEAD_IN_CUT] if measurement.lead_in_cut else []),
         ),
         device_uuid=device.uuid,
-        unfit=(f"{format_bytes(swapped)} were moved to or from swap",) if swapped else (),
+        unfit=(
+            *([f"{format_bytes(swapped)} were moved to or from swap"] if swapped else []),
+            *([COMPILED_INSIDE] if num_compiled else []),
+        ),
     )
 
 
