@@ -35,6 +35,8 @@ ROWS = (
         "nvml",
         "loop",
         "recipe",
+        "parts",
+        "pipelining",
         "windows",
         "probes",
         "compare",

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor
 
 from stepmark import recipe, workloads
-from stepmark.building import checked_loss, has_images, loop_of, make_training, wrap_ddp
+from stepmark.building import (
+    checked_loss,
+    has_images,
+    loop_of,
+    make_training,
+    own_part,
+    wrap_ddp,
+)
 from stepmark.choices import CompileMode, Precision, Task
 from stepmark.compiling import Compiler
 from stepmark.devices import Device
@@ -23,6 +30,7 @@ from stepmark.errors import ObstacleError
 from stepmark.loading import SEED, describe_batch, make_loader
 from stepmark.loop import Loop, Training
 from stepmark.measurement import Measurement, value_of
+from stepmark.parts import check_batch
 from stepmark.place import Place, join_process_group
 from stepmark.probes.flops import count_work, on_meta
 from stepmark.probes.memory import HostMemory, swapped_bytes, workers_bytes
@@ -91,7 +99,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     _seed(SEED)
     workload = recipe.apply(build(), scenario)
     switches.set_back()
-    training = make_training(workload, scenario, device)
+    training = make_training(own_part(workload, scenario, place.rank), scenario, device)
     compiler = None
     if scenario.compile is not CompileMode.OFF:
         progress("waking the compiler", None)
@@ -103,6 +111,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     build_s = clock.lap_s()
     if scenario.distributed:
         place = join_process_group(place, scenario, plan)
+    if scenario.wraps_in_ddp:
         model = wrap_ddp(
             training.model,
             device,
@@ -119,7 +128,9 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         raise ObstacleError(
             f"channels_last: no tensor of a batch has four dimensions ({describe_batch(first)})"
         )
-    loop, checked = loop_of(scenario), training
+    if scenario.pipeline_stages > 1 or scenario.split_layers:
+        check_batch(first)
+    loop, checked = loop_of(scenario, workload, training, device), training
     if scenario.task is Task.TRAIN:
         checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
     if compiler is not None:
@@ -195,11 +206,13 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     progress("measuring phases", measurement.samples_per_s)
     phase_window, phases, host_wait = measurement.phases()
     readings.append(host_wait)
-    if scenario.distributed:
+    if scenario.wraps_in_ddp:
         progress("measuring without gradient synchronization", measurement.samples_per_s)
         readings += measurement.free_running(window)
     memory = read_memory(device, host_memory, workers)
     readings.append(epoch_turn(workload, scenario, plan, place, prepared.startup.first_batch_s))
+    if scenario.pipeline_stages > 1:
+        readings.append(stage_size(prepared.training))
     if place.rank == 0:
         progress("counting operations", measurement.samples_per_s)
         readings += count_work(workload, scenario, prepared.bare_batch)
@@ -246,6 +259,17 @@ def startup_peak(device: Device) -> Iterator[Reading]:
             value=float(peak_bytes),
             note="most bytes held by tensors while building, in the first step and in warm-up",
         )
+
+
+def stage_size(training: Training) -> Reading:
+    """How much of the model this rank has."""
+    return Reading(
+        name="stage_parameters",
+        unit="count",
+        scope="rank",
+        value=float(sum(parameter.numel() for parameter in training.model.parameters())),
+        note="of the layers that this rank has; the first rank has the first ones",
+    )
 
 
 def read_memory(device: Device, host_memory: HostMemory, workers: int | None) -> Memory:

@@ -143,7 +143,7 @@ def _turns(channel: Channel) -> Iterator[Turn]:
 def _open(order: Order, rank: int) -> Place:
     """Make this process the rank that the order asks for."""
     if order.cpus:
-        share = len(order.cpus) // order.scenario.world_size
+        share = len(order.cpus) // order.scenario.num_processes
         os.sched_setaffinity(0, order.cpus[rank * share : (rank + 1) * share])
     # Of its own, and empty: what was compiled before would be found there. It goes with the order.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{order.folder}/rank{rank}.compiled"

@@ -74,13 +74,13 @@ def _settings_rows(results: Sequence[Result], ranks: Sequence[RankRecord]) -> li
     threads: dict[int, set[int]] = {}
     for result in results:
         for rank in result.ranks:
-            threads.setdefault(result.scenario.world_size, set()).add(rank.num_threads)
+            threads.setdefault(result.scenario.num_processes, set()).add(rank.num_threads)
     rows = [
         (
-            f"threads per rank, {count(world_size, 'rank')}",
+            f"threads per rank, {count(num_processes, 'rank')}",
             listed([str(number) for number in sorted(numbers)]),
         )
-        for world_size, numbers in sorted(threads.items())
+        for num_processes, numbers in sorted(threads.items())
     ]
     names = dict.fromkeys(name for rank in ranks for name in rank.settings)
     for name in names:

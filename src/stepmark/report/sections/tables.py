@@ -199,7 +199,7 @@ def _observer_effect(cell: Cell) -> float | None:
 
 
 def _losses(cell: Cell) -> str:
-    first = [rank.first_loss for rank in cell.typical.ranks]
+    first = [rank.first_loss for rank in cell.typical.ranks_with_loss]
     last = cell.typical.row()["final_loss"]
     losses = [loss for loss in first if loss is not None]
     if last is None or len(losses) < len(first):
