@@ -55,6 +55,7 @@ class Prepared:
     """A training that has begun.
 
     Attributes:
+        scenario: which.
         place: this rank's, among the others if there are any.
         workload: what is trained.
         training: what the loop works on.
@@ -68,6 +69,7 @@ class Prepared:
         compiler: of the model; ``None`` where it is not compiled.
     """
 
+    scenario: Scenario
     place: Place
     workload: Workload
     training: Training
@@ -146,6 +148,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         first_step_s=clock.lap_s(),
     )
     return Prepared(
+        scenario=scenario,
         place=place,
         workload=workload,
         training=training,
