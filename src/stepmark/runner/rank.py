@@ -145,9 +145,10 @@ def _open(order: Order, rank: int) -> Place:
     if order.cpus:
         share = len(order.cpus) // order.scenario.num_processes
         os.sched_setaffinity(0, order.cpus[rank * share : (rank + 1) * share])
-    # Of its own, and empty: what was compiled before would be found there. It goes with the order.
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{order.folder}/rank{rank}.compiled"
-    os.environ["TRITON_CACHE_DIR"] = f"{order.folder}/rank{rank}.triton"
+    if order.work is Work.MEASURE:
+        # Of its own, and empty: what was compiled before would be found there, in no time.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{order.folder}/rank{rank}.compiled"
+        os.environ["TRITON_CACHE_DIR"] = f"{order.folder}/rank{rank}.triton"
     os.chdir(order.directory)
     if order.work is Work.TURNS:
         # The server's own entries may lead to the working tree; a side has its revision's.

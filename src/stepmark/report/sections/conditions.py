@@ -154,7 +154,7 @@ def _command(axes: dict[str, tuple[Any, ...]], plan: Plan) -> str:
         if name != "workload" and (
             values != (axis_default(name),) or name in ("device", "batch_size")
         ):
-            written = ",".join(_written(value) for value in sorted(values, key=axis_key))
+            written = ",".join(_written(name, value) for value in sorted(values, key=axis_key))
             words.append(f"{_option(name)} {written}")
     for field in dataclasses.fields(Plan):
         value = getattr(plan, field.name)
@@ -167,7 +167,7 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _written(value: Any) -> str:
+def _written(name: str, value: Any) -> str:
     if value is None:
-        return "auto"
+        return "auto" if name == "threads" else "own"
     return str(value).lower() if isinstance(value, bool) else str(value)
