@@ -8,7 +8,7 @@ from stepmark.choices import CompileMode, Task
 from stepmark.report.blocks import Finding
 from stepmark.report.break_even import compile_cost_s, paid_after_steps
 from stepmark.report.cells import AXES, Cell, Group, axis_default, axis_key, neutral
-from stepmark.report.contrast import Verdict, contrast, contrast_in, tally
+from stepmark.report.contrast import Contrast, Verdict, contrast, contrast_in, tally
 from stepmark.report.material import Material
 from stepmark.report.readings import DDP_SYNC, median_of, per_process
 from stepmark.report.wording import axis_lead, axis_words, count, from_to, percent, sentence
@@ -100,12 +100,18 @@ def _tally(pairs: Sequence[Pair], group: Group) -> str:
 
 def _memory(pairs: Sequence[Pair], group: Group) -> str:
     """A sentence on the first kind of memory that is known; empty if none is."""
+    name, known = _memory_contrasts(pairs, group)
+    text = tally(known, group.label, more="more", less="less") if known else ""
+    return f" {sentence(name)}: {text}." if text else ""
+
+
+def _memory_contrasts(pairs: Sequence[Pair], group: Group) -> tuple[str, list[Contrast]]:
     for column, name in _MEMORY_COLUMNS.items():
         found = [contrast_in(column, tested, against, group.cells) for tested, against in pairs]
         known = [c for c in found if c is not None]
         if known:
-            return f" {sentence(name)}: {tally(known, group.label, more='more', less='less')}."
-    return ""
+            return name, known
+    return "", []
 
 
 def _any_axis(material: Material, group: Group, axis: str) -> Iterator[Finding]:
@@ -113,9 +119,15 @@ def _any_axis(material: Material, group: Group, axis: str) -> Iterator[Finding]:
     for value in values:
         pairs = _pairs_along(material, group, axis, value, base)
         if pairs:
-            names = f"{axis_words(axis, value)} against {axis_words(axis, base)}"
-            text = f"{sentence(names)}: {_tally(pairs, group)}."
+            text = _against(pairs, group, axis, value, base)
             yield Finding(lead=axis_lead(axis), text=text)
+
+
+def _against(pairs: Sequence[Pair], group: Group, axis: str, value: Any, base: Any) -> str:
+    names = f"{axis_words(axis, value)} against {axis_words(axis, base)}"
+    found = [contrast(tested, against, group.cells) for tested, against in pairs]
+    label = partial(group.label, leave_out=[axis])
+    return f"{sentence(names)}: {tally(found, label, more='faster', less='slower')}."
 
 
 def _compile(material: Material, group: Group, axis: str) -> Iterator[Finding]:
@@ -123,10 +135,7 @@ def _compile(material: Material, group: Group, axis: str) -> Iterator[Finding]:
     for value in values:
         pairs = _pairs_along(material, group, axis, value, base)
         if pairs:
-            text = (
-                f"{sentence(axis_words(axis, value))} against {axis_words(axis, base)}: "
-                f"{_tally(pairs, group)}."
-            )
+            text = _against(pairs, group, axis, value, base)
             if base is CompileMode.OFF:
                 text += f" {_paid_after(pairs, group)}"
             yield Finding(lead=axis_lead(axis), text=text)
@@ -146,12 +155,16 @@ def _paid_after(pairs: Sequence[Pair], group: Group) -> str:
 
 
 def _axis_with_memory(material: Material, group: Group, axis: str) -> Iterator[Finding]:
+    """As `_any_axis`, with memory where it differs."""
     base, values = _values(group, axis)
     for value in values:
         pairs = _pairs_along(material, group, axis, value, base)
         if pairs:
-            names = f"{axis_words(axis, value)} against {axis_words(axis, base)}"
-            text = f"{sentence(names)}: {_tally(pairs, group)}.{_memory(pairs, group)}"
+            text = _against(pairs, group, axis, value, base)
+            name, known = _memory_contrasts(pairs, group)
+            if any(c.is_shown for c in known):
+                label = partial(group.label, leave_out=[axis])
+                text += f" {sentence(name)}: {tally(known, label, more='more', less='less')}."
             yield Finding(lead=axis_lead(axis), text=text)
 
 

@@ -15,8 +15,8 @@ from stepmark.result import Result
 from stepmark.scenario import Scenario
 
 AXES = tuple(f.name for f in dataclasses.fields(Scenario) if f.name not in ("workload", "device"))
-# Axes that say how large the training is and what it runs on, not how its loop is written.
-SETTING = ("batch_size", "threads")
+# Axes that say what is done, how large it is and what it runs on, not how its loop is written.
+SETTING = ("batch_size", "threads", "task")
 # Axes whose default is a choice like any other; for the rest, the default is their absence.
 _NAMED_AT_DEFAULT = ("num_workers", "precision")
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Scenario)}
@@ -167,9 +167,9 @@ class Group:
             return True
         return axis == "batch_size" or bool(getattr(scenario, axis) != _DEFAULTS[axis])
 
-    def label(self, cell: Cell) -> str:
+    def label(self, cell: Cell, leave_out: Iterable[str] = ()) -> str:
         """A cell's name inside its group, with its run where there are several."""
-        label = self.axes_label(cell.scenario)
+        label = self.axes_label(cell.scenario, leave_out)
         return f"{cell.run}: {label}" if self.several_runs else label
 
 

@@ -8,6 +8,14 @@ EMPTY = "—"
 T = TypeVar("T", float, str)
 
 _TASKS = {"train": "training", "evaluate": "evaluation", "infer": "inference"}
+_OPTIMIZERS = {
+    "sgd": "SGD",
+    "sgd-momentum": "SGD with momentum",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+    "adam": "Adam",
+    "adamw": "AdamW",
+}
 _COMPILED = {"off": "not compiled", "default": "compiled"}
 _AXIS_WORDS: dict[str, Callable[[Any], str]] = {
     "batch_size": lambda v: f"batch {v}",
@@ -25,7 +33,7 @@ _AXIS_WORDS: dict[str, Callable[[Any], str]] = {
     "inference_mode": lambda v: "inference mode" if v else "no_grad",
     "compile": lambda v: _COMPILED.get(v) or f"compiled ({v})",
     "channels_last": lambda v: "channels last" if v else "channels first",
-    "optimizer": lambda v: "the workload's optimizer" if v is None else v,
+    "optimizer": lambda v: "the workload's optimizer" if v is None else _OPTIMIZERS[v],
     "lr": lambda v: "torch's learning rate" if v is None else f"lr {v:g}",
     "optimizer_impl": lambda v: "torch's choice" if v == "default" else f"{v} optimizer",
     "loss": lambda v: "the workload's loss" if v is None else f"{v} loss",
