@@ -173,7 +173,7 @@ def make_result(
     step_s = scenario.samples_per_step / samples_per_s
     ranks = tuple(
         make_rank(rank=i, step_s=step_s, num_steps=num_steps, shares=shares, **(rank or {}))
-        for i in range(scenario.world_size)
+        for i in range(scenario.num_processes)
     )
     fields: dict[str, Any] = {
         "scenario": scenario,

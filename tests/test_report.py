@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from stepmark import report
+from stepmark.choices import Precision
 from stepmark.record import EndedBy, Reading, WarmUp
+from stepmark.report import wording
 from stepmark.report.binding import binding
 from stepmark.report.blocks import Findings, Plot, Table
-from stepmark.report.cells import Group
+from stepmark.report.cells import AXES, Group, axis_default, axis_key
 from stepmark.report.contrast import Verdict, contrast
 from stepmark.report.drawing import Line, draw_lines, is_signed
 from stepmark.report.material import Material
@@ -38,6 +40,7 @@ from tests.factories import (
     make_run,
     make_scenario,
     make_training,
+    make_trial,
     make_window,
     save_run,
 )
@@ -388,6 +391,93 @@ def test_an_axis_without_words_of_its_own_is_compared_too() -> None:
     assert "faster, 1.30×" in text
 
 
+OFF_DEFAULT = {
+    "task": "infer", "no_grad": False, "inference_mode": True, "compile": "max-autotune",
+    "channels_last": True, "optimizer": "adam", "lr": 0.5, "optimizer_impl": "fused",
+    "loss": "l1", "clip_norm": 0.0, "set_to_none": False, "pipeline_stages": 2,
+    "split_layers": True,
+}  # fmt: skip
+
+
+def test_every_axis_has_words_for_all_its_values() -> None:
+    assert set(wording._AXIS_WORDS) == set(AXES)
+    for axis, value in OFF_DEFAULT.items():
+        words = [wording.axis_words(axis, v) for v in (axis_default(axis), value)]
+        assert len(set(words)) == 2
+        assert not any("None" in word or "_impl" in word for word in words)
+
+
+def test_values_of_any_axis_sort_beside_its_default() -> None:
+    for axis, value in OFF_DEFAULT.items():
+        own = getattr(make_scenario(**{axis: value}), axis)
+        assert len(sorted([own, axis_default(axis), own], key=axis_key)) == 3
+    precisions = sorted([Precision.FP16, Precision.FP32, Precision.TF32], key=axis_key)
+    assert precisions == [Precision.FP32, Precision.TF32, Precision.FP16]
+
+
+def test_evaluation_stands_apart_and_is_held_against_training() -> None:
+    results = [
+        *steady(make_scenario(), 1000.0),
+        *steady(make_scenario(task="evaluate"), 3000.0),
+        *steady(make_scenario(task="evaluate", no_grad=False), 2000.0),
+    ]
+    training, evaluation = Material([make_run(*results)]).groups()
+    assert (training.title, evaluation.title) == (
+        "mlp-toy on cpu", "mlp-toy on cpu, evaluation",
+    )  # fmt: skip
+    (text,) = findings(*results, lead="Task")
+    assert text.startswith("Evaluation against training: faster")
+    (text,) = findings(*results, lead="no_grad")
+    assert text == "Gradients recorded against no gradients recorded: slower, 0.67×, at batch 64."
+    fastest = findings(*results, lead="Fastest")
+    assert "3,000 samples/s" in fastest[0], "of evaluation: training has one scenario alone"
+
+
+def compiled(samples_per_s: float) -> list[Result]:
+    """Compiled in 2 + 4 seconds, beside an eager loop of 64 samples in 64 ms."""
+    costs = tuple(
+        Reading(name=name, unit="s", scope="rank", value=value)
+        for name, value in (("compiler_start", 2.0), ("compile_time", 4.0))
+    )
+    counts = tuple(
+        Reading(name=name, unit="count", scope="rank", value=value)
+        for name, value in (("compiled_graphs", 3.0), ("graph_breaks", 2.0))
+    )
+    scenario = make_scenario(compile="default")
+    return [
+        *steady(make_scenario(), 1000.0),
+        *steady(scenario, samples_per_s, rank={"readings": costs + counts}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("samples_per_s", "written"),
+    [(1280.0, "429 steps"), (800.0, "never"), (1004.0, "unclear")],
+)
+def test_compiling_is_paid_back_after_its_cost_over_what_a_step_saves(
+    tmp_path: Path, samples_per_s: float, written: str
+) -> None:
+    # 64 ms less 50 ms are 14 ms a step: 6 s are saved after 428.6 steps.
+    _, markdown = rendered(tmp_path, make_run(*compiled(samples_per_s)))
+    (row,) = [r for r in markdown.splitlines() if r.startswith("| batch 64, compiled | 2.00 s |")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[-1] == written
+    assert cells[1:3] == ["2.00 s", "4.00 s"]
+    assert cells[4:6] == ["3", "2"]
+
+
+def test_a_summary_says_what_compiling_costs_and_when_it_is_paid_back() -> None:
+    (text,) = findings(*compiled(1280.0), lead="torch.compile")
+    assert text == (
+        "Compiled against not compiled: faster, 1.28×, at batch 64. Compiling takes 6.00 s, paid "
+        "back after 429 steps."
+    )
+    (text,) = findings(*compiled(800.0), lead="torch.compile")
+    assert text.endswith(
+        "Compiling takes 6.00 s; this run does not show that it is ever paid back."
+    )
+
+
 def test_devices_are_compared_pair_by_pair() -> None:
     results = [
         *steady(make_scenario(batch_size=16), 1000.0),
@@ -499,11 +589,16 @@ def test_a_full_matrix_shows_every_section(tmp_path: Path) -> None:
         make_scenario(accumulation=4),
         make_scenario(world_size=2),
         make_scenario(precision="bf16"),
+        make_scenario(compile="default"),
+        make_scenario(pipeline_stages=2),
     ]
     results = [make_result(s, rank={"readings": (power, energy, *WORK)}) for s in scenarios]
     results.append(make_result(make_scenario(device="cuda"), outcome=Outcome.SKIPPED))
     run = dataclasses.replace(
-        make_run(*results), profiles=(make_profile(scenarios[0]),), trainings=(make_training(),)
+        make_run(*results),
+        profiles=(make_profile(scenarios[0]),),
+        trials=(make_trial(ratios=[1.2, 1.21, 1.19, 1.2, 1.22]),),
+        trainings=(make_training(),),
     )
     _, markdown = rendered(tmp_path, run)
     assert headings(markdown) == [title for title, _ in SECTIONS]

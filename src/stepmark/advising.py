@@ -75,7 +75,8 @@ class Pairs:
         # What one process has compiled, the next one need not compile again.
         cache = self._open.enter_context(tempfile.TemporaryDirectory(prefix="stepmark-compiled-"))
         environment = {name: os.environ.get(name, v) for name, v in STEADY_MEMORY.items()}
-        environment["TORCHINDUCTOR_CACHE_DIR"] = cache
+        environment["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}/inductor"
+        environment["TRITON_CACHE_DIR"] = f"{cache}/triton"
         self._runner = self._open.enter_context(Runner(environment=environment))
         # Now, so that the first pair does not wait for the server.
         self.machine = self._runner.machine

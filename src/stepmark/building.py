@@ -1,5 +1,6 @@
 """From a workload and a scenario to what the loop works on."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -10,9 +11,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stepmark.choices import Precision, Task
-from stepmark.devices import Device
+from stepmark.devices import Device, DevicePair
 from stepmark.errors import WorkloadError
 from stepmark.loop import Loop, Training, evaluate, train, unchanged
+from stepmark.parts import OnTwoDevices, parts
+from stepmark.pipelining import Pipeline
 from stepmark.scenario import Scenario
 from stepmark.training import TrainPlan
 from stepmark.workload import Workload
@@ -21,8 +24,17 @@ AUTOCAST_DTYPES = {Precision.BF16: torch.bfloat16, Precision.FP16: torch.float16
 
 
 def make_training(workload: Workload, scenario: Scenario, device: Device) -> Training:
-    """What the loop works on, before any DDP wrapping."""
-    model = workload.model.to(device.torch_device)
+    """What the loop works on, before any compiling or DDP wrapping.
+
+    Raises:
+        ObstacleError: the workload's model cannot be parted as the scenario asks.
+        WorkloadError: its optimizer is none.
+    """
+    if scenario.split_layers:
+        assert isinstance(device, DevicePair), "a place has two devices for it"
+        model: torch.nn.Module = OnTwoDevices(workload, device)
+    else:
+        model = workload.model.to(device.torch_device)
     to_device = device.to_device
     if scenario.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -51,8 +63,27 @@ def make_training(workload: Workload, scenario: Scenario, device: Device) -> Tra
     )
 
 
-def loop_of(scenario: Scenario) -> Loop:
-    """The loop that runs the scenario's steps."""
+def own_part(workload: Workload, scenario: Scenario, rank: int) -> Workload:
+    """The workload with the layers that this process has; the others keep their shapes alone.
+
+    Raises:
+        ObstacleError: the model cannot be parted.
+    """
+    if scenario.pipeline_stages == 1:
+        return workload
+    stages = parts(workload, scenario.pipeline_stages)
+    for number, stage in enumerate(stages):
+        if number != rank:
+            stage.to("meta")
+    return dataclasses.replace(workload, model=stages[rank])
+
+
+def loop_of(scenario: Scenario, workload: Workload, training: Training, device: Device) -> Loop:
+    """The loop that runs the scenario's steps; of a pipeline, once its process group is joined."""
+    if scenario.pipeline_stages > 1:
+        assert workload.loss_fn is not None, "parts() refuses a workload without"
+        model, loss_fn = training.model, workload.loss_fn
+        return Pipeline(model, device.torch_device, scenario.accumulation, loss_fn).train
     return train if scenario.task is Task.TRAIN else evaluate
 
 

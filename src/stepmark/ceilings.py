@@ -101,7 +101,7 @@ class Ceilings:
     def jpeg(self, scenario: Scenario, num_cpus: int) -> float | None:
         """Pixels/s that one rank can decode, each loader worker on a core of its own."""
         rate = self._of_one_rank(JPEG_DECODE, "cpu")
-        at_once = min(max(1, scenario.num_workers), max(1.0, num_cpus / scenario.world_size))
+        at_once = min(max(1, scenario.num_workers), max(1.0, num_cpus / scenario.num_processes))
         return None if rate is None else rate * at_once
 
     def _of_one_rank(self, name: str, device: str) -> float | None:
@@ -112,7 +112,7 @@ class Ceilings:
     ) -> float | None:
         """On CPUs, of the ranks' threads together; a device belongs to one rank."""
         on_cpu = scenario.device == "cpu"
-        wanted = num_threads * scenario.world_size if on_cpu else 0
+        wanted = num_threads * scenario.num_processes if on_cpu else 0
         by_threads = {
             item.threads: item.value
             for item in self.items
@@ -125,7 +125,7 @@ class Ceilings:
         enough = min((t for t in by_threads if t >= wanted), default=max(by_threads))
         # What fewer threads attain, more do: of two that differ, the lower one was disturbed.
         value = max(v for t, v in by_threads.items() if t <= enough)
-        return value if on_cpu else value * scenario.world_size
+        return value if on_cpu else value * scenario.num_processes
 
 
 def load(results: Path, machine: Machine) -> Ceilings | None:
@@ -192,7 +192,7 @@ def _readings(result: Result, ceilings: Ceilings) -> Iterator[Reading]:
             name="mfu_datasheet",
             unit="fraction",
             scope="node",
-            value=achieved / (peak * scenario.world_size),
+            value=achieved / (peak * scenario.num_processes),
             note="FLOPs of the datasheet's dense peak that were reached; not an attainable one",
         )
 

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from stepmark.devices import BACKENDS, Device
+from stepmark.devices import BACKENDS, Backend, Device, DevicePair
+from stepmark.errors import ObstacleError
 from stepmark.scenario import Plan, Scenario
 from stepmark.windows import Agree, alone
 
@@ -38,18 +39,33 @@ class Place:
 
 
 def open_place(scenario: Scenario, *, threads: int, requested_s: float) -> Place:
-    """The place of this process: rank 0 of 1, or one of the ranks that elastic started."""
+    """The place of this process: rank 0 of 1, or one of the ranks that elastic started.
+
+    Raises:
+        ObstacleError: the scenario needs a second device, and there is none.
+    """
     # RANK, LOCAL_RANK and WORLD_SIZE are how torch.distributed.elastic tells a rank its place.
     rank = int(os.environ.get("RANK", "0")) if scenario.distributed else 0
     local_rank = int(os.environ.get("LOCAL_RANK", "0")) if scenario.distributed else 0
     # Before anything computes: a thread pool that once ran cannot be made smaller.
     torch.set_num_threads(threads)
+    backend = BACKENDS[scenario.device]
     return Place(
         rank=rank,
-        device=BACKENDS[scenario.device].open(local_rank),
+        device=_open_pair(backend) if scenario.split_layers else backend.open(local_rank),
         threads=threads,
         requested_s=requested_s,
     )
+
+
+def _open_pair(backend: Backend) -> DevicePair:
+    pair = backend.open_pair()
+    if pair is None:
+        raise ObstacleError(
+            "split_layers needs a second device: two accelerators, or the CPU and one (--device "
+            "cuda or mps)"
+        )
+    return DevicePair(*pair)
 
 
 def join_process_group(place: Place, scenario: Scenario, plan: Plan) -> Place:

@@ -1,17 +1,18 @@
 """One rank under torch.profiler: traces of some steps, and the ledger of its memory."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch.profiler import record_function
 
-from stepmark.loop import Callback, Training, train
+from stepmark.loop import Callback
 from stepmark.measurement import Measurement
 from stepmark.place import Place
 from stepmark.probes.ledger import HeldMemory
+from stepmark.probes.timing import phase_order
 from stepmark.profile import RankProfile
 from stepmark.scenario import Plan, Scenario
 from stepmark.session import Prepared, Progress, prepare
@@ -56,7 +57,7 @@ def profile(
         device,
     )
     with held.watching():
-        train(prepared.training, prepared.batches, range(1), [held])
+        prepared.loop(prepared.training, prepared.batches, range(1), [held])
     device.synchronize()
     ledger = held.holdings()
 
@@ -74,7 +75,7 @@ def profile(
     if on_accelerator:
         file = base.with_name(f"{base.name}.memory.pickle")
         with device.memory_history(file) as is_recorded:
-            train(prepared.training, prepared.batches, range(1))
+            prepared.loop(prepared.training, prepared.batches, range(1), ())
         snapshot = file.name if is_recorded else ""
     place.barrier()
     return RankProfile(
@@ -100,8 +101,7 @@ def _trace(
     profile_memory: bool = False,
 ) -> float:
     """Profile some steps into a file, with these options of the profiler; how long they took."""
-    place, training = prepared.place, prepared.training
-    device = place.device
+    place, device = prepared.place, prepared.place.device
     edges_s: list[float] = []
     done = 0
     on_host_alone = len(device.activities) == 1
@@ -129,60 +129,58 @@ def _trace(
                 edges_s.append(device.now_s())
 
         place.barrier()
-        train(
-            training,
-            prepared.batches,
-            range(_WARM_UP + num_steps),
-            [PhaseAnnotations(training, on_step)],
+        annotations = PhaseAnnotations(phase_order(prepared.scenario), on_step)
+        prepared.loop(
+            prepared.training, prepared.batches, range(_WARM_UP + num_steps), [annotations]
         )
     profiler.export_chrome_trace(str(file))
     return edges_s[1] - edges_s[0]
 
 
 class PhaseAnnotations(Callback):
-    """Names each phase in the trace, without a gap between them.
+    """Names each phase in the trace, without a gap between them; ``other`` is what has no name.
 
     Args:
-        training: whose micro-batches to count.
+        order: of the phases, from one step's end to the next one's.
         on_step: called after each step.
     """
 
-    def __init__(self, training: Training, on_step: Callable[[], None]) -> None:
-        self._accumulation = training.accumulation
+    def __init__(self, order: Sequence[str], on_step: Callable[[], None]) -> None:
+        self._order = order
         self._on_step = on_step
-        self._num_left = 0
+        self._next = iter(order)
         self._open: record_function | None = None
 
     def on_step_start(self) -> None:
         """See `Callback`."""
-        self._num_left = self._accumulation
-        self._switch("data_wait")
+        self._next = iter(self._order[1:])  # the first one is what lies between steps
+        self._switch()
 
     def on_batch(self) -> None:
         """See `Callback`."""
-        self._switch("h2d")
+        self._switch()
 
     def on_transfer(self) -> None:
         """See `Callback`."""
-        self._switch("forward")
+        self._switch()
 
     def on_forward(self) -> None:
         """See `Callback`."""
-        self._switch("backward")
+        self._switch()
 
     def on_backward(self) -> None:
         """See `Callback`."""
-        self._num_left -= 1
-        self._switch("data_wait" if self._num_left else "optimizer")
+        self._switch()
 
     def on_step_end(self) -> None:
         """See `Callback`."""
-        self._switch("")
+        self._switch()
         self._on_step()
 
-    def _switch(self, phase: str) -> None:
+    def _switch(self) -> None:
         if self._open is not None:
             self._open.__exit__(None, None, None)
-        self._open = record_function(PHASE + phase) if phase else None
+        phase = next(self._next, "other")
+        self._open = None if phase == "other" else record_function(PHASE + phase)
         if self._open is not None:
             self._open.__enter__()  # type: ignore[no-untyped-call]

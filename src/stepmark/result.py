@@ -124,6 +124,11 @@ class Result:
         return next((r.value for r in slowest.readings if r.name == name), None)
 
     @property
+    def ranks_with_loss(self) -> tuple[RankRecord, ...]:
+        """The ranks that know the loss: of a pipeline, the last stage alone."""
+        return self.ranks[-1:] if self.scenario.pipeline_stages > 1 else self.ranks
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Remarks of all ranks, each once."""
         return tuple(dict.fromkeys(note for rank in self.ranks for note in rank.notes))
@@ -193,7 +198,7 @@ class Result:
             # By the devices' counters; one without has its power integrated.
             "energy_j": self._energy_j,
             "first_step_s": max(rank.startup.first_step_s for rank in self.ranks),
-            "final_loss": _mean(rank.final_loss for rank in self.ranks),
+            "final_loss": _mean(rank.final_loss for rank in self.ranks_with_loss),
             "flops_per_step": self.reading_of_any("flops_per_step"),
             "attainable_fraction": self.attainable_fraction,
         }

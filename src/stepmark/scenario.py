@@ -128,7 +128,12 @@ class Scenario:
     @property
     def distributed(self) -> bool:
         """Whether its processes form a process group."""
-        return self.ddp or self.num_processes > 1
+        return self.wraps_in_ddp or self.num_processes > 1
+
+    @property
+    def wraps_in_ddp(self) -> bool:
+        """Whether the model is wrapped in DistributedDataParallel."""
+        return self.ddp or self.world_size > 1
 
     @property
     def num_processes(self) -> int:

@@ -15,13 +15,22 @@ import torch
 from torch import Tensor
 
 from stepmark import recipe, workloads
-from stepmark.building import checked_loss, has_images, loop_of, make_training, wrap_ddp
-from stepmark.choices import Precision, Task
+from stepmark.building import (
+    checked_loss,
+    has_images,
+    loop_of,
+    make_training,
+    own_part,
+    wrap_ddp,
+)
+from stepmark.choices import CompileMode, Precision, Task
+from stepmark.compiling import Compiler
 from stepmark.devices import Device
 from stepmark.errors import ObstacleError
 from stepmark.loading import SEED, describe_batch, make_loader
 from stepmark.loop import Loop, Training
 from stepmark.measurement import Measurement, value_of
+from stepmark.parts import check_batch
 from stepmark.place import Place, join_process_group
 from stepmark.probes.flops import count_work, on_meta
 from stepmark.probes.memory import HostMemory, swapped_bytes, workers_bytes
@@ -36,6 +45,7 @@ LEAD_IN_CUT = (
     "steps are so long that a window may have begun with batches that lay ready in the loader; "
     "raise --max-seconds, which bounds the steps before a window too"
 )
+COMPILED_INSIDE = "torch.compile was still at work in the window: something of a step's changes"
 
 Progress = Callable[[str, float | None], None]
 
@@ -45,6 +55,7 @@ class Prepared:
     """A training that has begun.
 
     Attributes:
+        scenario: which.
         place: this rank's, among the others if there are any.
         workload: what is trained.
         training: what the loop works on.
@@ -55,8 +66,10 @@ class Prepared:
         first_batch: shapes and types of its tensors.
         bare_batch: the same on the meta device.
         losses: of the first step's micro-batches.
+        compiler: of the model; ``None`` where it is not compiled.
     """
 
+    scenario: Scenario
     place: Place
     workload: Workload
     training: Training
@@ -67,6 +80,7 @@ class Prepared:
     first_batch: str
     bare_batch: Any
     losses: list[Tensor]
+    compiler: Compiler | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +88,7 @@ class Built:
     """A training before its first batch.
 
     Attributes:
-        place, workload, training, switches: as of `Prepared`.
+        place, workload, training, switches, compiler: as of `Prepared`.
         process_s, import_s, build_s, process_group_s: as of `StartUp`.
         clock: of the laps that follow.
     """
@@ -88,6 +102,7 @@ class Built:
     build_s: float
     process_group_s: float
     clock: "Stopwatch"
+    compiler: Compiler | None
 
 
 def build(
@@ -117,10 +132,18 @@ def build(
     if not own_scheduler:
         workload = dataclasses.replace(workload, scheduler=None)
     switches.set_back()
-    training = make_training(workload, scenario, device)
+    training = make_training(own_part(workload, scenario, place.rank), scenario, device)
+    compiler = None
+    if scenario.compile is not CompileMode.OFF:
+        progress("waking the compiler", None)
+        compiler = Compiler(device)
+        # Before DDP wraps it: DDP's own code stays as it is, and its buckets still part the graph.
+        model = compiler.compiled(training.model, scenario.compile)
+        training = dataclasses.replace(training, model=model)
     build_s = clock.lap_s()
     if scenario.distributed:
         place = join_process_group(place, scenario, plan)
+    if scenario.wraps_in_ddp:
         model = wrap_ddp(
             training.model,
             device,
@@ -137,6 +160,7 @@ def build(
         build_s=build_s,
         process_group_s=clock.lap_s(),
         clock=clock,
+        compiler=compiler,
     )
 
 
@@ -154,9 +178,13 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     first = next(batches)
     first_batch_s = clock.lap_s()
     require_images(scenario, first)
-    loop, checked = loop_of(scenario), training
+    if scenario.pipeline_stages > 1 or scenario.split_layers:
+        check_batch(first)
+    loop, checked = loop_of(scenario, workload, training, place.device), training
     if scenario.task is Task.TRAIN:
         checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
+    if built.compiler is not None:
+        progress("compiling", None)
     losses = loop(checked, itertools.chain([first], batches), range(1), ())
     place.device.synchronize()
     startup = StartUp(
@@ -168,6 +196,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         first_step_s=clock.lap_s(),
     )
     return Prepared(
+        scenario=scenario,
         place=place,
         workload=workload,
         training=training,
@@ -178,6 +207,7 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         first_batch=describe_batch(first),
         bare_batch=on_meta(first),
         losses=losses,
+        compiler=built.compiler,
     )
 
 
@@ -216,7 +246,7 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     device = place.device
     host_memory = HostMemory()
     prepared = prepare(scenario, plan, place, progress)
-    place, workload = prepared.place, prepared.workload
+    place, workload, compiler = prepared.place, prepared.workload, prepared.compiler
     measurement = Measurement(
         scenario, plan, place, prepared.training, prepared.batches, prepared.loop
     )
@@ -224,21 +254,28 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
     progress("warming up", None)
     warmup = measurement.warm_up()
     readings = list(startup_peak(device))
+    if compiler is not None:
+        compiler.rest()
+        compiler.take_new()
+        readings += compiler.readings()
     device.reset_peaks()
     host_memory.reset_peak()
     progress("measuring steps", measurement.samples_per_s)
     swapped_before = swapped_bytes()
     window, final_loss, skipped_steps = measurement.steps()
     swapped = swapped_bytes() - swapped_before
+    num_compiled = 0 if compiler is None else compiler.take_new()
     workers = workers_bytes() if scenario.num_workers else 0
     progress("measuring phases", measurement.samples_per_s)
     phase_window, phases, host_wait = measurement.phases()
     readings.append(host_wait)
-    if scenario.distributed:
+    if scenario.wraps_in_ddp:
         progress("measuring without gradient synchronization", measurement.samples_per_s)
         readings += measurement.free_running(window)
     memory = read_memory(device, host_memory, workers)
     readings.append(epoch_turn(workload, scenario, plan, place, prepared.startup.first_batch_s))
+    if scenario.pipeline_stages > 1:
+        readings.append(stage_size(prepared.training))
     if place.rank == 0:
         progress("counting operations", measurement.samples_per_s)
         readings += count_work(workload, scenario, prepared.bare_batch)
@@ -267,7 +304,10 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
             *([LEAD_IN_CUT] if measurement.lead_in_cut else []),
         ),
         device_uuid=device.uuid,
-        unfit=(f"{format_bytes(swapped)} were moved to or from swap",) if swapped else (),
+        unfit=(
+            *([f"{format_bytes(swapped)} were moved to or from swap"] if swapped else []),
+            *([COMPILED_INSIDE] if num_compiled else []),
+        ),
     )
 
 
@@ -282,6 +322,17 @@ def startup_peak(device: Device) -> Iterator[Reading]:
             value=float(peak_bytes),
             note="most bytes held by tensors while building, in the first step and in warm-up",
         )
+
+
+def stage_size(training: Training) -> Reading:
+    """How much of the model this rank has."""
+    return Reading(
+        name="stage_parameters",
+        unit="count",
+        scope="rank",
+        value=float(sum(parameter.numel() for parameter in training.model.parameters())),
+        note="of the layers that this rank has; the first rank has the first ones",
+    )
 
 
 def read_memory(device: Device, host_memory: HostMemory, workers: int | None) -> Memory:

@@ -1,6 +1,6 @@
 """`Workload`: what is trained. The one thing users bring of their own. Imports no torch."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ class Workload:
         clip_norm: largest gradient norm (``clip_grad_norm_``); ``None`` does not clip.
         find_unused_parameters: as in ``DistributedDataParallel``; for models of which a step may
             leave parameters out.
+        stages: ``stages(model, number)``, the model in as many modules, each of which takes what
+            the one before it gives; for ``pipeline_stages`` and ``split_layers``. An
+            ``nn.Sequential`` needs none: it is parted between its layers, by their parameters.
         data: where the samples come from, in words; shown in every result.
 
     Raises:
@@ -49,6 +52,7 @@ class Workload:
     scheduler: "Callable[[torch.optim.Optimizer], LRScheduler] | None" = None
     clip_norm: float | None = None
     find_unused_parameters: bool = False
+    stages: "Callable[[Any, int], Sequence[torch.nn.Module]] | None" = None
     data: str = "the workload's own"
 
     def __post_init__(self) -> None:
@@ -60,7 +64,7 @@ class Workload:
                     f"dataset={type(self.dataset).__name__}: has no {need}; stepmark measures "
                     "map-style datasets, which have a length and are indexed"
                 )
-        for name in ("optimizer", "loss_fn", "compute_loss", "collate_fn", "scheduler"):
+        for name in ("optimizer", "loss_fn", "compute_loss", "collate_fn", "scheduler", "stages"):
             value = getattr(self, name)
             if not callable(value) and (value is not None or name == "optimizer"):
                 raise WorkloadError(f"{name}={type(value).__name__}: must be callable")

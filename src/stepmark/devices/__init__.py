@@ -7,12 +7,13 @@ from stepmark.devices.base import Backend, Device, Marks
 from stepmark.devices.cpu import CpuBackend
 from stepmark.devices.cuda import CudaBackend
 from stepmark.devices.mps import MpsBackend
+from stepmark.devices.pair import DevicePair
 from stepmark.fingerprint import DeviceInfo
 
 # The preferred kind first: "auto" takes the first that is present.
 BACKENDS: dict[str, Backend] = {"cuda": CudaBackend(), "mps": MpsBackend(), "cpu": CpuBackend()}
 
-__all__ = ["BACKENDS", "Backend", "Device", "Marks", "describe", "software"]
+__all__ = ["BACKENDS", "Backend", "Device", "DevicePair", "Marks", "describe", "software"]
 
 
 def describe() -> tuple[DeviceInfo, ...]:

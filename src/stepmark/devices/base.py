@@ -105,6 +105,9 @@ class Backend(Protocol):
     def open(self, local_rank: int) -> Device:
         """The device of one rank."""
 
+    def open_pair(self) -> "tuple[Device, Device] | None":
+        """Two devices for one process's layers; ``None`` where there is but one."""
+
 
 class HostMarks:
     """Points on the host's clock; one costs about 0.1 µs."""

@@ -70,3 +70,6 @@ class CpuBackend:
     def open(self, local_rank: int) -> Device:
         """All ranks share the CPUs; their threads are set apart by the session."""
         return CpuDevice(torch.device("cpu"), "cpu")
+
+    def open_pair(self) -> None:
+        """There is no second one."""

@@ -10,6 +10,7 @@ import torch
 from torch.profiler import ProfilerActivity
 
 from stepmark.devices.base import Device, DeviceMemory, TorchDevice
+from stepmark.devices.cpu import CpuBackend
 from stepmark.fingerprint import DeviceInfo
 from stepmark.nvml import power_limit_w
 
@@ -153,3 +154,8 @@ class CudaBackend:
         torch.cuda.set_device(local_rank)
         properties = torch.cuda.get_device_properties(local_rank)
         return CudaDevice(torch.device("cuda", local_rank), properties.name, uuid=_uuid(properties))
+
+    def open_pair(self) -> tuple[Device, Device]:
+        """The first two accelerators, or the only one with the CPU."""
+        second = self.open(1) if torch.cuda.device_count() > 1 else CpuBackend().open(0)
+        return self.open(0), second

@@ -3,6 +3,7 @@
 import torch
 
 from stepmark.devices.base import Device, HostMarks, TorchDevice
+from stepmark.devices.cpu import CpuBackend
 from stepmark.fingerprint import DeviceInfo
 
 
@@ -60,3 +61,7 @@ class MpsBackend:
     def open(self, local_rank: int) -> Device:
         """The only one there is."""
         return MpsDevice(torch.device("mps"), "Apple GPU")
+
+    def open_pair(self) -> tuple[Device, Device]:
+        """The GPU with the CPU."""
+        return self.open(0), CpuBackend().open(0)

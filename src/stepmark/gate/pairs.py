@@ -156,7 +156,7 @@ def cpus_for(
     """
     if scenario.device != "cpu":
         return ()
-    num_ranks = scenario.world_size
+    num_ranks = scenario.num_processes
     each = min(num_threads + scenario.num_workers, len(usable) // num_ranks)
     if each == 0:
         return ()

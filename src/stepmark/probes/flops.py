@@ -20,6 +20,7 @@ from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from stepmark.choices import Task
 from stepmark.devices.base import moved
 from stepmark.probes.ledger import predicted_state, size_of
 from stepmark.record import Reading
@@ -43,15 +44,17 @@ class _MicroBatch:
 
     Attributes:
         flops: operations.
+        forward_flops: those of forward alone.
         saved_bytes: activations that forward keeps for backward.
     """
 
     flops: int
+    forward_flops: int
     saved_bytes: int
 
 
 def count_work(workload: Workload, scenario: Scenario, batch: Any) -> tuple[Reading, Reading]:
-    """Work of one optimizer step, over all micro-batches and ranks.
+    """Work of one step, over all micro-batches and ranks; without training, of one forward.
 
     Args:
         workload: its model may be on any device; it is copied without its numbers.
@@ -83,6 +86,11 @@ def count_work(workload: Workload, scenario: Scenario, batch: Any) -> tuple[Read
         text = str(error) if isinstance(error, _UncountableError) else _reason(error)
         note = f"not counted: {text}"
         return replace(flops, note=note), replace(moved, note=note)
+    if scenario.task is not Task.TRAIN:
+        held = size_of(workload.model.parameters())
+        note = "parameters, each read once, if no cache holds any of them"
+        moved = replace(moved, value=float(held), note=note)
+        return replace(flops, value=float(one.forward_flops)), moved
     num_batches = scenario.accumulation * scenario.world_size
     flops = replace(flops, value=float(one.flops * num_batches))
     if scenario.precision.autocasts:
@@ -163,7 +171,7 @@ def _count_one(workload: Workload, batch: Any, mode: FakeTensorMode | None = Non
             f"forward and backward came to {total / forward:.2f} times forward, and at most "
             f"{_MOST_OVER_FORWARD} can be (activation checkpointing computes forward twice)"
         )
-    return _MicroBatch(flops=total, saved_bytes=saved_bytes)
+    return _MicroBatch(flops=total, forward_flops=forward, saved_bytes=saved_bytes)
 
 
 def _without_numbers(module: torch.nn.Module, mode: FakeTensorMode | None) -> torch.nn.Module:

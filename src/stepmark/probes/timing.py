@@ -15,6 +15,8 @@ def phase_order(scenario: Scenario) -> list[str]:
     micro_batch = ["data_wait", "h2d", "forward"]
     if scenario.task is not Task.TRAIN:
         return ["other", *micro_batch, "other"]
+    if scenario.pipeline_stages > 1:  # each phase over all micro-batches
+        return ["other", *micro_batch, "backward", "optimizer"]
     return ["other", *([*micro_batch, "backward"] * scenario.accumulation), "optimizer"]
 
 

@@ -32,7 +32,8 @@ def count_traffic(workload: Workload, scenario: Scenario, batch: Any) -> Iterato
         batch: one micro-batch, or its like on the meta device.
     """
     if scenario.device != "cpu":
-        leaves = tree_leaves(batch)
+        # Of a pipeline, rank 0 is the first stage, which needs no targets.
+        leaves = tree_leaves(batch[0] if scenario.pipeline_stages > 1 else batch)
         closed = {type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _OPEN)}
         tensors = (leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
         counted = Reading(

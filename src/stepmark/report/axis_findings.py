@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+from stepmark.choices import CompileMode, Task
 from stepmark.report.blocks import Finding
+from stepmark.report.break_even import compile_cost_s, paid_after_steps
 from stepmark.report.cells import AXES, Cell, Group, axis_default, axis_key, neutral
-from stepmark.report.contrast import Verdict, contrast, contrast_in, tally
+from stepmark.report.contrast import Contrast, Verdict, contrast, contrast_in, tally
 from stepmark.report.material import Material
 from stepmark.report.readings import DDP_SYNC, median_of, per_process
-from stepmark.report.wording import axis_words, count, from_to, percent, sentence
+from stepmark.report.wording import axis_lead, axis_words, count, from_to, percent, sentence
 from stepmark.units import format_seconds
 
 _MEMORY_COLUMNS = {
@@ -25,6 +27,7 @@ def axis_findings(material: Material, group: Group) -> Iterator[Finding]:
         if axis in group.varying:
             yield from _OF_AXIS.get(axis, _any_axis)(material, group, axis)
     yield from _device(material, group)
+    yield from _task(material, group)
 
 
 def _batch_size(material: Material, group: Group, axis: str) -> Iterator[Finding]:
@@ -97,12 +100,18 @@ def _tally(pairs: Sequence[Pair], group: Group) -> str:
 
 def _memory(pairs: Sequence[Pair], group: Group) -> str:
     """A sentence on the first kind of memory that is known; empty if none is."""
+    name, known = _memory_contrasts(pairs, group)
+    text = tally(known, group.label, more="more", less="less") if known else ""
+    return f" {sentence(name)}: {text}." if text else ""
+
+
+def _memory_contrasts(pairs: Sequence[Pair], group: Group) -> tuple[str, list[Contrast]]:
     for column, name in _MEMORY_COLUMNS.items():
         found = [contrast_in(column, tested, against, group.cells) for tested, against in pairs]
         known = [c for c in found if c is not None]
         if known:
-            return f" {sentence(name)}: {tally(known, group.label, more='more', less='less')}."
-    return ""
+            return name, known
+    return "", []
 
 
 def _any_axis(material: Material, group: Group, axis: str) -> Iterator[Finding]:
@@ -110,9 +119,53 @@ def _any_axis(material: Material, group: Group, axis: str) -> Iterator[Finding]:
     for value in values:
         pairs = _pairs_along(material, group, axis, value, base)
         if pairs:
-            names = f"{axis_words(axis, value)} against {axis_words(axis, base)}"
-            text = f"{sentence(names)}: {_tally(pairs, group)}."
-            yield Finding(lead=sentence(axis.replace("_", " ")), text=text)
+            text = _against(pairs, group, axis, value, base)
+            yield Finding(lead=axis_lead(axis), text=text)
+
+
+def _against(pairs: Sequence[Pair], group: Group, axis: str, value: Any, base: Any) -> str:
+    names = f"{axis_words(axis, value)} against {axis_words(axis, base)}"
+    found = [contrast(tested, against, group.cells) for tested, against in pairs]
+    label = partial(group.label, leave_out=[axis])
+    return f"{sentence(names)}: {tally(found, label, more='faster', less='slower')}."
+
+
+def _compile(material: Material, group: Group, axis: str) -> Iterator[Finding]:
+    base, values = _values(group, axis)
+    for value in values:
+        pairs = _pairs_along(material, group, axis, value, base)
+        if pairs:
+            text = _against(pairs, group, axis, value, base)
+            if base is CompileMode.OFF:
+                text += f" {_paid_after(pairs, group)}"
+            yield Finding(lead=axis_lead(axis), text=text)
+
+
+def _paid_after(pairs: Sequence[Pair], group: Group) -> str:
+    costs_s = [cost_s for compiled, _ in pairs if (cost_s := compile_cost_s(compiled)) is not None]
+    if not costs_s:
+        return ""
+    text = f"Compiling takes {from_to(costs_s, format_seconds)}"
+    found = [paid_after_steps(compiled, eager, group.cells) for compiled, eager in pairs]
+    steps = [float(number) for number in found if number is not None]
+    if not steps:
+        return f"{text}; this run does not show that it is ever paid back."
+    where = "" if len(steps) == len(found) else f", in {len(steps)} of {len(found)} pairs"
+    return f"{text}, paid back after {from_to(steps, '{:,.0f}'.format)} steps{where}."
+
+
+def _axis_with_memory(material: Material, group: Group, axis: str) -> Iterator[Finding]:
+    """As `_any_axis`, with memory where it differs."""
+    base, values = _values(group, axis)
+    for value in values:
+        pairs = _pairs_along(material, group, axis, value, base)
+        if pairs:
+            text = _against(pairs, group, axis, value, base)
+            name, known = _memory_contrasts(pairs, group)
+            if any(c.is_shown for c in known):
+                label = partial(group.label, leave_out=[axis])
+                text += f" {sentence(name)}: {tally(known, label, more='more', less='less')}."
+            yield Finding(lead=axis_lead(axis), text=text)
 
 
 def _num_workers(material: Material, group: Group, axis: str) -> Iterator[Finding]:
@@ -251,6 +304,20 @@ def _device(material: Material, group: Group) -> Iterator[Finding]:
         yield Finding(lead="Device", text=f"{group.device} against cpu: {_tally(pairs, group)}.")
 
 
+def _task(material: Material, group: Group) -> Iterator[Finding]:
+    if group.task is Task.TRAIN:
+        return
+    pairs = _pairs(
+        material,
+        group,
+        lambda c: {"task": Task.TRAIN, "no_grad": True, "inference_mode": False},
+    )
+    if pairs:
+        text = f"{sentence(axis_words('task', group.task))} against training: "
+        text += f"{_tally(pairs, group)}.{_memory(pairs, group)}"
+        yield Finding(lead="Task", text=text)
+
+
 _OF_AXIS: dict[str, Callable[[Material, Group, str], Iterator[Finding]]] = {
     "batch_size": _batch_size,
     "num_workers": _num_workers,
@@ -258,4 +325,9 @@ _OF_AXIS: dict[str, Callable[[Material, Group, str], Iterator[Finding]]] = {
     "accumulation": _accumulation,
     "world_size": _world_size,
     "ddp": _ddp,
+    "no_grad": _axis_with_memory,
+    "inference_mode": _axis_with_memory,
+    "compile": _compile,
+    "optimizer": _axis_with_memory,
+    "set_to_none": _axis_with_memory,
 }

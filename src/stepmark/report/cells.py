@@ -4,18 +4,19 @@ import dataclasses
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 from stepmark import stats
-from stepmark.choices import Precision
+from stepmark.choices import Task
 from stepmark.report.wording import axis_words
 from stepmark.result import Result
 from stepmark.scenario import Scenario
 
 AXES = tuple(f.name for f in dataclasses.fields(Scenario) if f.name not in ("workload", "device"))
-# Axes that say how large the training is and what it runs on, not how its loop is written.
-SETTING = ("batch_size", "threads")
+# Axes that say what is done, how large it is and what it runs on, not how its loop is written.
+SETTING = ("batch_size", "threads", "task")
 # Axes whose default is a choice like any other; for the rest, the default is their absence.
 _NAMED_AT_DEFAULT = ("num_workers", "precision")
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in dataclasses.fields(Scenario)}
@@ -107,10 +108,10 @@ def _conditions(result: Result) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """All cells of one workload on one device.
+    """All cells of one workload and task on one device.
 
     Attributes:
-        workload, device: what they have in common.
+        workload, device, task: what they have in common.
         name: the workload's name, short where that is unambiguous.
         cells: in order of the axes, then of the runs.
         several_runs: labels must name the run.
@@ -118,14 +119,16 @@ class Group:
 
     workload: str
     device: str
+    task: Task
     name: str
     cells: tuple[Cell, ...]
     several_runs: bool
 
     @property
     def title(self) -> str:
-        """Such as ``mlp-toy on cpu``."""
-        return f"{self.name} on {self.device}"
+        """Such as ``mlp-toy on cpu``; training goes without saying."""
+        what = "" if self.task is Task.TRAIN else f", {axis_words('task', self.task)}"
+        return f"{self.name} on {self.device}{what}"
 
     @cached_property
     def varying(self) -> tuple[str, ...]:
@@ -155,6 +158,8 @@ class Group:
         return ", ".join(axis_words(axis, getattr(scenario, axis)) for axis in named)
 
     def _is_named(self, scenario: Scenario, axis: str) -> bool:
+        if axis == "task":
+            return False  # the group's title says it
         if axis == "ddp":
             # More ranks are always wrapped in DDP; only at one process is it worth a word.
             return scenario.ddp and scenario.world_size == 1
@@ -162,9 +167,9 @@ class Group:
             return True
         return axis == "batch_size" or bool(getattr(scenario, axis) != _DEFAULTS[axis])
 
-    def label(self, cell: Cell) -> str:
+    def label(self, cell: Cell, leave_out: Iterable[str] = ()) -> str:
         """A cell's name inside its group, with its run where there are several."""
-        label = self.axes_label(cell.scenario)
+        label = self.axes_label(cell.scenario, leave_out)
         return f"{cell.run}: {label}" if self.several_runs else label
 
 
@@ -184,9 +189,9 @@ def num_off_default(scenario: Scenario) -> int:
 
 
 def axis_key(value: Any) -> tuple[int, Any]:
-    """A key that sorts the values of an axis: precisions as declared, ``None`` first."""
-    if isinstance(value, Precision):
-        return (0, list(Precision).index(value))
+    """A key that sorts the values of an axis: choices as declared, ``None`` first."""
+    if isinstance(value, StrEnum):
+        return (1, list(type(value)).index(value))
     return (0, 0) if value is None else (1, value)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stepmark.choices import Task
 from stepmark.profile import Profile
 from stepmark.report.cells import Cell, Group, axes_key
 from stepmark.report.wording import shorten
@@ -64,27 +65,28 @@ class Material:
         return len(self.runs) > 1
 
     def groups(self, run: str | None = None) -> list[Group]:
-        """The cells by workload and device, in the order in which they were first measured.
+        """The cells by workload, device and task, in the order in which they were first measured.
 
         Args:
             run: the cells of this run alone, without naming it in labels.
         """
         short = Counter(shorten(name) for name in {r.scenario.workload for r in self.results})
-        members: dict[tuple[str, str], list[Cell]] = {}
+        members: dict[tuple[str, str, Task], list[Cell]] = {}
         for result in self.results:
-            members.setdefault((result.scenario.workload, result.scenario.device), [])
+            members.setdefault(_kind(result.scenario), [])
         for cell in self.cells:
             if run in (None, cell.run):
-                members[cell.scenario.workload, cell.scenario.device].append(cell)
+                members[_kind(cell.scenario)].append(cell)
         return [
             Group(
                 workload=workload,
                 device=device,
+                task=task,
                 name=shorten(workload) if short[shorten(workload)] == 1 else workload,
                 cells=tuple(cells),
                 several_runs=self.several_runs and run is None,
             )
-            for (workload, device), cells in members.items()
+            for (workload, device, task), cells in members.items()
             if cells
         ]
 
@@ -117,6 +119,10 @@ class Material:
         if one is None:
             return None
         return cell.samples_per_s / (cell.scenario.world_size * one.samples_per_s)
+
+
+def _kind(scenario: Scenario) -> tuple[str, str, Task]:
+    return scenario.workload, scenario.device, scenario.task
 
 
 def _labelled(runs: Sequence[Run]) -> dict[str, Run]:

@@ -17,6 +17,11 @@ _WRITERS: dict[str, Callable[[float], str]] = {
 EPOCH_TURN = "epoch_turn"
 # Seconds of a step that synchronizing gradients costs.
 DDP_SYNC = "ddp_sync"
+# What compiling a model costs.
+COMPILER_START = "compiler_start"
+COMPILE_TIME = "compile_time"
+# Of the layers that a rank of a pipeline has.
+STAGE_PARAMETERS = "stage_parameters"
 
 
 def write_value(value: float, unit: str) -> str:

@@ -7,6 +7,16 @@ from typing import Any, TypeVar
 EMPTY = "—"
 T = TypeVar("T", float, str)
 
+_TASKS = {"train": "training", "evaluate": "evaluation", "infer": "inference"}
+_OPTIMIZERS = {
+    "sgd": "SGD",
+    "sgd-momentum": "SGD with momentum",
+    "adagrad": "Adagrad",
+    "rmsprop": "RMSprop",
+    "adam": "Adam",
+    "adamw": "AdamW",
+}
+_COMPILED = {"off": "not compiled", "default": "compiled"}
 _AXIS_WORDS: dict[str, Callable[[Any], str]] = {
     "batch_size": lambda v: f"batch {v}",
     "num_workers": lambda v: count(v, "worker"),
@@ -18,7 +28,42 @@ _AXIS_WORDS: dict[str, Callable[[Any], str]] = {
     "persistent_workers": lambda v: "persistent workers" if v else "workers anew each epoch",
     "threads": lambda v: "threads shared out" if v is None else count(v, "thread"),
     "ddp": lambda v: "DDP wrapper" if v else "no DDP wrapper at one process",
+    "task": lambda v: _TASKS[v],
+    "no_grad": lambda v: "no gradients recorded" if v else "gradients recorded",
+    "inference_mode": lambda v: "inference mode" if v else "no_grad",
+    "compile": lambda v: _COMPILED.get(v) or f"compiled ({v})",
+    "channels_last": lambda v: "channels last" if v else "channels first",
+    "optimizer": lambda v: "the workload's optimizer" if v is None else _OPTIMIZERS[v],
+    "lr": lambda v: "torch's learning rate" if v is None else f"lr {v:g}",
+    "optimizer_impl": lambda v: "torch's choice" if v == "default" else f"{v} optimizer",
+    "loss": lambda v: "the workload's loss" if v is None else f"{v} loss",
+    "clip_norm": lambda v: _clipping(v),
+    "set_to_none": lambda v: "gradients dropped" if v else "gradients filled with zeros",
+    "pipeline_stages": lambda v: "the model whole" if v == 1 else f"{v} stages",
+    "split_layers": lambda v: "layers on two devices" if v else "one device",
 }
+# What a statement on an axis is about, where its name in words does not say it.
+_AXIS_LEADS = {
+    "compile": "torch.compile",
+    "no_grad": "no_grad",
+    "lr": "Learning rate",
+    "optimizer_impl": "Optimizer's step",
+    "clip_norm": "Clipping",
+    "set_to_none": "Zeroing gradients",
+    "pipeline_stages": "Pipeline",
+    "split_layers": "Two devices",
+}
+
+
+def _clipping(norm: float | None) -> str:
+    if norm is None:
+        return "clipped as the workload says"
+    return f"clipped to {norm:g}" if norm else "not clipped"
+
+
+def axis_lead(axis: str) -> str:
+    """The word that a statement on an axis begins with."""
+    return _AXIS_LEADS.get(axis) or sentence(axis.replace("_", " "))
 
 
 def axis_words(axis: str, value: Any) -> str:

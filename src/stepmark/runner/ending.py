@@ -43,9 +43,9 @@ class Progress:
         """Nothing more comes, or nothing that would be of use."""
         return bool(self.failures) or self.ended is not None or self.host_lost
 
-    def is_decided(self, world_size: int) -> bool:
+    def is_decided(self, num_processes: int) -> bool:
         """Whether the outcome is known, even if processes still run."""
-        return bool(self.failures) or len(self.answers) == world_size
+        return bool(self.failures) or len(self.answers) == num_processes
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
         host_log: the end of what the host printed.
         oom_killed: the kernel has killed a process for want of memory meanwhile.
     """
-    world_size = order.scenario.world_size
-    if len(progress.answers) == world_size:
-        answers = tuple(progress.answers[rank] for rank in range(world_size))
+    num_processes = order.scenario.num_processes
+    if len(progress.answers) == num_processes:
+        answers = tuple(progress.answers[rank] for rank in range(num_processes))
         return Ending(Outcome.OK, "", answers=answers)
     logs = _logs(Path(order.folder))
     if progress.stopped and not progress.failures:
@@ -90,11 +90,11 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
         exit_codes = {} if progress.ended is None else progress.ended.exit_codes
         for rank, code in exit_codes.items():
             if code and int(rank) not in spoken:
-                who = f"rank {rank}" if world_size > 1 else "the measuring process"
+                who = f"rank {rank}" if num_processes > 1 else "the measuring process"
                 return _of_exit_code(code, who, oom_killed, logs)
     for failure in sorted(progress.failures, key=lambda failure: failure.at_s):
         detail = f"{failure.detail}\n{logs}".strip()
-        where = f"rank {failure.rank}: " if world_size > 1 else ""
+        where = f"rank {failure.rank}: " if num_processes > 1 else ""
         if oom_killed and "DataLoader worker" in failure.reason:
             reason = f"{where}the kernel killed a loader worker: out of host memory"
             return Ending(Outcome.OOM, reason, detail)

@@ -104,7 +104,7 @@ class Errand:
                 progress.stopped = True
                 deadline_s = time.monotonic() + GRACE_S
                 self.stop()
-            elif not is_decided and progress.is_decided(self._order.scenario.world_size):
+            elif not is_decided and progress.is_decided(self._order.scenario.num_processes):
                 # What still runs has nothing to do but to leave.
                 is_decided = True
                 deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
@@ -144,7 +144,7 @@ class Errand:
 
     def _gather(self, answers: dict[int, _Answer]) -> dict[int, _Answer]:
         deadline_s = time.monotonic() + self._order.plan.timeout
-        while len(answers) < self._order.scenario.world_size:
+        while len(answers) < self._order.scenario.num_processes:
             if self.progress.is_over:
                 raise ErrandOverError
             if not self.listen(deadline_s):

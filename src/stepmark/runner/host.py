@@ -196,7 +196,7 @@ def _run_elastic(order: Order) -> Ended:
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
-        nproc_per_node=order.scenario.world_size,
+        nproc_per_node=order.scenario.num_processes,
         run_id=Path(order.folder).name,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",

@@ -157,8 +157,12 @@ def _turns(channel: Channel) -> Iterator[Turn]:
 def _open(order: Order, rank: int) -> Place:
     """Make this process the rank that the order asks for."""
     if order.cpus:
-        share = len(order.cpus) // order.scenario.world_size
+        share = len(order.cpus) // order.scenario.num_processes
         os.sched_setaffinity(0, order.cpus[rank * share : (rank + 1) * share])
+    if order.work is Work.MEASURE:
+        # Of its own, and empty: what was compiled before would be found there, in no time.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{order.folder}/rank{rank}.compiled"
+        os.environ["TRITON_CACHE_DIR"] = f"{order.folder}/rank{rank}.triton"
     os.chdir(order.directory)
     if order.work is Work.TURNS:
         # The server's own entries may lead to the working tree; a side has its revision's.

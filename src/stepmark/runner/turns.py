@@ -51,6 +51,8 @@ def take_turns(
         host_memory.reset_peak()
     progress("warming up", None)
     measurement.warm_up()
+    if prepared.compiler is not None:
+        prepared.compiler.rest()
     peak_bytes = place.device.memory().peak_allocated_bytes
     if peak_bytes is not None:
         counters[PEAK] = str(peak_bytes)

@@ -10,6 +10,7 @@ from torchvision import datasets, transforms
 
 from stepmark.data.idx import image_set
 from stepmark.data.tensors import class_vectors
+from stepmark.parts import parts_of
 from stepmark.workload import Workload
 
 _NUM_TRAIN, _NUM_VALID = 16_384, 2_048
@@ -71,6 +72,7 @@ def mlp_toy() -> Workload:
         dataset=ToyDataset(torch.tensor(train_points), torch.tensor([0, 0, 0, 1, 1])),
         valid_dataset=ToyDataset(torch.tensor(test_points), torch.tensor([0, 1])),
         loss_fn=nn.functional.cross_entropy,
+        stages=lambda model, number: parts_of(model.layers, number),
         optimizer=functools.partial(torch.optim.SGD, lr=0.5),
         data="toy points, 5 to train and 2 to test",
     )

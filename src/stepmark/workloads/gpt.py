@@ -49,27 +49,35 @@ class Block(nn.Module):
         return self.attention_out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
-class GPT(nn.Module):
-    """Logits of the next token at every position."""
+class Embedding(nn.Module):
+    """Tokens and their positions as vectors."""
 
-    def __init__(self, *, layers: int, width: int, heads: int, context: int, vocab: int) -> None:
+    def __init__(self, *, width: int, context: int, vocab: int) -> None:
         super().__init__()
         self.token = nn.Embedding(vocab, width)
         self.position = nn.Embedding(context, width)
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
-        self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, vocab, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``[batch, context]`` of int64 to ``[batch, context, width]``."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.token(tokens) + self.position(positions)  # type: ignore[no-any-return]
+
+
+class GPT(nn.Sequential):
+    """From tokens ``[batch, context]`` to logits of the next one, ``[batch, context, vocab]``."""
+
+    def __init__(self, *, layers: int, width: int, heads: int, context: int, vocab: int) -> None:
+        super().__init__(
+            Embedding(width=width, context=context, vocab=vocab),
+            *(Block(width, heads) for _ in range(layers)),
+            nn.LayerNorm(width),
+            nn.Linear(width, vocab, bias=False),
+        )
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=_INIT_STD)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """``[batch, context]`` of int64 to ``[batch, context, vocab]``."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        hidden = self.token(tokens) + self.position(positions)
-        return self.head(self.norm(self.blocks(hidden)))  # type: ignore[no-any-return]
 
 
 def build(

@@ -76,13 +76,13 @@ def _settings_rows(results: Sequence[Result], ranks: Sequence[RankRecord]) -> li
     threads: dict[int, set[int]] = {}
     for result in results:
         for rank in result.ranks:
-            threads.setdefault(result.scenario.world_size, set()).add(rank.num_threads)
+            threads.setdefault(result.scenario.num_processes, set()).add(rank.num_threads)
     rows = [
         (
-            f"threads per rank, {count(world_size, 'rank')}",
+            f"threads per rank, {count(num_processes, 'rank')}",
             listed([str(number) for number in sorted(numbers)]),
         )
-        for world_size, numbers in sorted(threads.items())
+        for num_processes, numbers in sorted(threads.items())
     ]
     names = dict.fromkeys(name for rank in ranks for name in rank.settings)
     for name in names:
@@ -163,7 +163,7 @@ def _command(name: str, axes: dict[str, tuple[Any, ...]], plan: Plan | TrainPlan
         if axis != "workload" and (
             values != (axis_default(axis),) or axis in ("device", "batch_size")
         ):
-            written = ",".join(_written(value) for value in sorted(values, key=axis_key))
+            written = ",".join(_written(axis, value) for value in sorted(values, key=axis_key))
             words.append(f"{_option(axis)} {written}")
     for field in dataclasses.fields(plan):
         value = getattr(plan, field.name)
@@ -177,7 +177,7 @@ def _setting(name: str, value: Any) -> str:
     if isinstance(value, bool) and name not in AXES:
         return _option(name if value else f"no_{name}")
     if isinstance(value, bool | str):
-        return f"{_option(name)} {_written(value)}"
+        return f"{_option(name)} {_written(name, value)}"
     return f"{_option(name)} {value:g}"
 
 
@@ -185,7 +185,7 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _written(value: Any) -> str:
+def _written(name: str, value: Any) -> str:
     if value is None:
-        return "auto"
+        return "auto" if name == "threads" else "own"
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -9,7 +9,10 @@ from stepmark.report.blocks import Block, Code, Finding, Findings, Heading, Para
 from stepmark.report.cells import Cell
 from stepmark.report.material import Failure, Material
 from stepmark.report.readings import (
+    COMPILE_TIME,
+    COMPILER_START,
     EPOCH_TURN,
+    STAGE_PARAMETERS,
     all_readings,
     is_ddp,
     names_and_units,
@@ -29,7 +32,10 @@ _SHOWN_COLUMNS = {
     "first_step_s", "final_loss", "energy_j", "attainable_fraction",
     *(f"{phase}_s" for phase in PHASES),
 }  # fmt: skip
-_SHOWN_READINGS = {EPOCH_TURN, "energy", "mfu_datasheet"}
+_SHOWN_READINGS = {
+    EPOCH_TURN, "energy", "mfu_datasheet", STAGE_PARAMETERS,
+    COMPILER_START, COMPILE_TIME, "compiled_graphs", "graph_breaks", "recompilations",
+}  # fmt: skip
 _COLUMN_UNITS = {"s": "s", "bytes": "bytes", "j": "J", "fraction": "fraction", "step": "flop"}
 # The alarming ones first.
 _OUTCOMES = (Outcome.FAILED, Outcome.OOM, Outcome.TIMEOUT, Outcome.OK, Outcome.SKIPPED)
@@ -199,7 +205,7 @@ def _observer_effect(cell: Cell) -> float | None:
 
 
 def _losses(cell: Cell) -> str:
-    first = [rank.first_loss for rank in cell.typical.ranks]
+    first = [rank.first_loss for rank in cell.typical.ranks_with_loss]
     last = cell.typical.row()["final_loss"]
     losses = [loss for loss in first if loss is not None]
     if last is None or len(losses) < len(first):

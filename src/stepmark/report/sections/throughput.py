@@ -88,7 +88,7 @@ def _efficiencies(material: Material, cell: Cell) -> Sequence[float]:
 
 
 def _ddp_table(material: Material, group: Group) -> Table | None:
-    cells = [cell for cell in group.cells if cell.scenario.distributed]
+    cells = [cell for cell in group.cells if cell.scenario.wraps_in_ddp]
     if not cells:
         return None
     readings = names_and_units(cells, is_ddp)
