@@ -37,6 +37,7 @@ from tests.factories import (
     make_result,
     make_run,
     make_scenario,
+    make_trial,
     make_window,
     save_run,
 )
@@ -590,7 +591,8 @@ def test_a_full_matrix_shows_every_section(tmp_path: Path) -> None:
     ]
     results = [make_result(s, rank={"readings": (power, energy, *WORK)}) for s in scenarios]
     results.append(make_result(make_scenario(device="cuda"), outcome=Outcome.SKIPPED))
-    run = dataclasses.replace(make_run(*results), profiles=(make_profile(scenarios[0]),))
+    profiles, trials = (make_profile(scenarios[0]),), (make_trial(ratios=[1.5] * 5),)
+    run = dataclasses.replace(make_run(*results), profiles=profiles, trials=trials)
     _, markdown = rendered(tmp_path, run)
     assert headings(markdown) == [title for title, _ in SECTIONS]
     rows = [r for r in markdown.splitlines() if r.startswith("| mlp-toy-cpu-bs64-bf16 |")]
