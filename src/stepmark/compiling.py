@@ -4,6 +4,7 @@ Callers see to it that torch's caches of compiled code are empty (``TORCHINDUCTO
 what was compiled before would be found there, and cost next to nothing.
 """
 
+import gc
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -57,6 +58,8 @@ class Compiler:
         from torch._inductor.async_compile import shutdown_compile_workers
 
         shutdown_compile_workers()
+        # What compiling leaves takes long to look through, which would fall into some window.
+        gc.collect()
 
     def readings(self) -> Iterator[Reading]:
         """What it did until now. Ask before the first window: later on nothing is compiled."""
