@@ -279,6 +279,7 @@ def make_measured(samples_per_s: float = 1000.0, **overrides: Any) -> Measured:
         "epoch_turn_s": 0.5,
         "num_samples": 1000,
         "first_step_s": 0.01,
+        "num_steps": 80,
     }
     return Measured(**{**fields, **overrides})
 

@@ -16,8 +16,8 @@ import pytest
 from stepmark import advising
 from stepmark.advice import ADVICE, FASTER, Claim, Quantity, Standing, Trial, claims_of, judge
 from stepmark.advice.judgement import FEWEST_PAIRS, MOST_PAIRS
-from stepmark.advice.output import as_json, as_text, command
-from stepmark.choices import OptimizerName, Precision, Task
+from stepmark.advice.output import Best, as_json, as_text, command
+from stepmark.choices import CompileMode, OptimizerImpl, OptimizerName, Precision, Task
 from stepmark.cli import advice_command, axes
 from stepmark.cli.app import app
 from stepmark.errors import StepmarkError
@@ -26,7 +26,16 @@ from stepmark.gate import pairs
 from stepmark.scenario import Scenario
 from stepmark.units import parse_duration
 from tests.commands import stepmark
-from tests.factories import MIB, make_machine, make_measured, make_scenario, make_trial
+from tests.factories import (
+    MIB,
+    make_machine,
+    make_measured,
+    make_result,
+    make_run,
+    make_scenario,
+    make_trial,
+    save_run,
+)
 
 LESS_MEMORY = Claim(says="it needs less memory", quantity=Quantity.MEMORY)
 SOONER = Claim(says="epochs follow each other faster", quantity=Quantity.EPOCH)
@@ -130,6 +139,46 @@ def test_an_obstacle_is_the_reason() -> None:
     assert found.change is None
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"skipped_steps": 80}, "with it the gradient scaler skipped 400 of 400 steps"),
+        ({"skipped_steps": None}, "steps skipped are not known"),
+        ({"diverges": True}, "with it the loss is not finite"),
+    ],
+)
+def test_steps_that_train_nothing_are_no_gain(changes: dict[str, Any], reason: str) -> None:
+    """Skipped ones update nothing and look fast."""
+    trial = make_trial("fp16", around(1.5), with_it=make_scenario(precision=Precision.FP16))
+    pairs = [
+        dataclasses.replace(pair, with_it=dataclasses.replace(pair.with_it, **changes))
+        for pair in trial.pairs
+    ]
+    trial = dataclasses.replace(trial, pairs=tuple(pairs))
+    found = judge(trial, FASTER)
+    assert found.standing is Standing.CANNOT_BE_TRIED
+    assert reason in found.reason
+    assert combined([trial]) == []
+
+
+def test_a_late_failure_leaves_what_was_measured_before_it() -> None:
+    trial = make_trial(ratios=around(1.5), failure="with it: timeout: not finished (pair 6)")
+    found = judge(trial, FASTER)
+    assert found.standing is Standing.HOLDS
+    assert "pair 6" in found.remark
+
+
+def test_compiling_is_told_with_what_it_costs_and_when_it_has_paid() -> None:
+    """9 s at 1000 against 1500 samples a second: 9 / (1/1000 - 1/1500) = 27,000 samples."""
+    trial = make_trial("compile", [1.5] * 5, with_it=make_scenario(compile=CompileMode.DEFAULT))
+    first, *others = trial.pairs
+    cold = dataclasses.replace(first.with_it, first_step_s=9.01)
+    pairs = (dataclasses.replace(first, with_it=cold), *others)
+    found = judge(dataclasses.replace(trial, pairs=pairs), FASTER)
+    assert "9.00 s longer" in found.remark
+    assert "after 27,000 samples" in found.remark
+
+
 def test_pairs_of_the_same_code_hardly_ever_come_to_a_verdict() -> None:
     order = random.Random(1)
     verdicts = [
@@ -146,7 +195,7 @@ def test_pairs_of_the_same_code_hardly_ever_come_to_a_verdict() -> None:
 def test_every_piece_of_advice_has_a_name_of_its_own_and_sides_that_differ() -> None:
     assert len({advice.name for advice in ADVICE}) == len(ADVICE)
     for advice in ADVICE:
-        without, with_it = advice.sides(make_scenario(), 2)
+        without, with_it = advice.sides(make_scenario(), MACHINE)
         assert without != with_it, advice.name
         assert advice.claims
         assert claims_of(advice.name) == advice.claims
@@ -160,7 +209,7 @@ def test_the_articles_claims_are_all_there() -> None:
 
 def test_accumulation_takes_as_many_samples_a_step_as_the_large_batch() -> None:
     (advice,) = (advice for advice in ADVICE if advice.name == "accumulation")
-    without, with_it = advice.sides(make_scenario(batch_size=16), 2)
+    without, with_it = advice.sides(make_scenario(batch_size=16), MACHINE)
     assert without.samples_per_step == with_it.samples_per_step == 64
     assert (without.batch_size, with_it.batch_size) == (64, 16)
 
@@ -172,6 +221,18 @@ def test_advice_on_a_machine_without_a_gpu_says_what_cannot_be_tried() -> None:
     assert trials["tf32"].obstacle == "no tf32"
     assert "pin_memory" in trials["pin-memory"].obstacle
     assert not trials["workers"].obstacle
+
+
+def test_evaluation_can_be_tried_whatever_the_training_is() -> None:
+    scenario = make_scenario(world_size=2, accumulation=4, set_to_none=False)
+    for trial in advising.plan_trials(scenario, MACHINE, ["no-grad", "inference-mode"]):
+        assert not trial.obstacle
+
+
+def test_the_gpu_is_whatever_accelerator_there_is() -> None:
+    mps = DeviceInfo(kind="mps", names=("M",), max_ranks=1, precisions={"fp32": ""})
+    (trial,) = advising.plan_trials(make_scenario(), make_machine(devices=(mps, CPU)), ["gpu"])
+    assert (trial.without.device, trial.with_it.device) == ("cpu", "mps")
 
 
 def test_advice_keeps_what_the_scenario_has_beside_it() -> None:
@@ -198,7 +259,7 @@ class Script:
         self.left_s -= 1.0
         ratio = self.ratios[trial.advice][len(trial.pairs)]
         if math.isnan(ratio):
-            return dataclasses.replace(trial, obstacle="with it: oom: out of memory")
+            return dataclasses.replace(trial, failure="with it: oom: out of memory")
         (pair,) = make_trial(ratios=[ratio]).pairs
         return dataclasses.replace(trial, pairs=(*trial.pairs, pair))
 
@@ -224,11 +285,11 @@ def test_those_that_scatter_get_more_wherever_their_pairs_lie() -> None:
     assert len(trials["bf16"].pairs) == len(trials["ddp"].pairs) == MOST_PAIRS
 
 
-def test_a_trial_with_an_obstacle_is_left_at_once() -> None:
+def test_a_trial_that_fails_is_left_at_once() -> None:
     script = Script({"workers": [1.0, math.nan], "bf16": around(1.0)})
     trials = script.run()
     assert script.log.count("workers") == 2
-    assert trials["workers"].obstacle
+    assert trials["workers"].failure
     assert len(trials["bf16"].pairs) == FEWEST_PAIRS
 
 
@@ -293,6 +354,38 @@ def test_what_the_scenario_has_and_loses_by_is_taken_back() -> None:
     assert combined([tried("workers", 0.5, scenario)], scenario) == [make_scenario()]
 
 
+@pytest.mark.parametrize(
+    ("own", "name", "ratio"),
+    [
+        ({"precision": Precision.BF16}, "fp16", 2.5),
+        ({"precision": Precision.BF16}, "fp16", 0.05),
+        ({"compile": CompileMode.REDUCE_OVERHEAD}, "compile", 3.0),
+        ({"optimizer_impl": OptimizerImpl.FOREACH}, "fused-optimizer", 2.0),
+        ({"optimizer_impl": OptimizerImpl.FOREACH}, "fused-optimizer", 0.5),
+    ],
+)
+def test_what_the_scenario_has_is_not_replaced_by_what_it_was_not_tried_against(
+    own: dict[str, Any], name: str, ratio: float
+) -> None:
+    """fp16 over fp32 says nothing on fp16 over the scenario's own bf16."""
+    scenario = make_scenario(**own)
+    assert combined([tried(name, ratio, scenario)], scenario) == []
+
+
+def test_what_epochs_gain_is_never_the_best_alone() -> None:
+    scenario = make_scenario(num_workers=2)
+    persistent = tried("persistent-workers", 1.0, scenario)
+    quicker = [
+        dataclasses.replace(pair, with_it=make_measured(epoch_turn_s=0.0))
+        for pair in persistent.pairs
+    ]
+    persistent = dataclasses.replace(persistent, pairs=tuple(quicker))
+    found = combined([persistent, tried("bf16", 1.3, scenario)], scenario)
+    bf16 = make_scenario(num_workers=2, precision=Precision.BF16)
+    assert found == [dataclasses.replace(bf16, persistent_workers=True), bf16]
+    assert combined([persistent], scenario) == []
+
+
 def test_what_trains_otherwise_or_is_no_training_is_not_combined() -> None:
     trials = [tried(name, 3.0) for name in ("larger-batch", "accumulation", "ddp", "no-grad")]
     assert combined(trials) == []
@@ -344,7 +437,8 @@ def test_text_and_json_hold_every_claim_with_its_verdict() -> None:
     text = as_text(trials)
     assert "+50.0 %" in text
     assert "cannot be tried: no cuda device on this machine" in text
-    data = json.loads(as_json(trials, make_scenario(), make_scenario(num_workers=2), {}))
+    best = Best(make_scenario(num_workers=2), 1.2)
+    data = json.loads(as_json(trials, make_scenario(), best, {}))
     assert [len(entry["claims"]) for entry in data["advice"]] == [2, 1]
     assert data["advice"][0]["claims"][0]["verdict"] == "holds"
     assert data["advice"][1]["claims"][0]["change"] is None
@@ -425,6 +519,7 @@ def test_workers_help_a_dataset_that_makes_the_loop_wait(slow: Path) -> None:
 def test_the_best_combination_is_measured_in_fresh_processes(slow: Path) -> None:
     data = json.loads((slow / "out.json").read_text())
     assert "--num-workers" in data["best"]["command"]
+    assert data["best"]["gain_in_fresh_processes"] > 1.2
     assert {len(rates) for rates in data["samples_per_s"].values()} == {3}
     assert len(data["samples_per_s"]) == 2
 
@@ -434,7 +529,7 @@ def test_a_run_of_advice_is_gone_on_with_without_measuring_anything_again(slow: 
     done = stepmark("advice", "--resume", "--save", "a", "--budget", "30s", cwd=slow)
     assert done.returncode == 0, done.stderr
     assert "workers" in done.stdout
-    assert "the best that was found:" in done.stdout
+    assert "the best that was found, " in done.stdout
     assert {p: p.read_bytes() for p in (slow / "results" / "a").rglob("*.json")} == before
 
 
@@ -454,6 +549,32 @@ def test_a_scenario_that_cannot_run_ends_with_its_reason(tmp_path: Path) -> None
     assert done.returncode == 1
     assert "no such model" in done.stderr
     assert "Traceback" not in done.stdout
+
+
+def test_a_device_that_is_not_there_is_no_success(tmp_path: Path) -> None:
+    done = stepmark(
+        "advice", "--workload", "mlp-toy", "--device", "mps", "--only", "workers", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["outcome"] == "skipped"
+    assert "no mps device on this machine" in done.stderr
+
+
+def test_nothing_is_called_the_best_while_nothing_is_decided(tmp_path: Path) -> None:
+    words = ("--workload", "mlp-toy", "--only", "workers", "--save", "a")
+    done = stepmark("advice", *words, "--budget", "0.01s", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "not decided: 0 of at least 5 pairs" in done.stdout
+    assert "nothing that was tried" not in done.stdout
+    assert "the budget ran out before all was decided" in done.stderr
+
+
+def test_another_commands_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    save_run(tmp_path / "results", make_run(make_result(), name="plain"))
+    done = stepmark("advice", "--resume", "--save", "plain", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is no run of 'stepmark advice'" in done.stderr
 
 
 @pytest.mark.parametrize(

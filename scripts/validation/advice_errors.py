@@ -50,6 +50,7 @@ def recorded(pair: dict[str, dict[str, list[float]]]) -> MeasuredPair:
             epoch_turn_s=None,
             num_samples=1,
             first_step_s=0.0,
+            num_steps=1,
         )
         for side in ("base", "head")
     )

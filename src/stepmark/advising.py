@@ -18,7 +18,7 @@ from stepmark.advice import ADVICE, FASTER, Quantity, Standing, claims_of, find,
 from stepmark.advice.catalogue import COMBINATIONS
 from stepmark.advice.judgement import FEWEST_PAIRS, MOST_PAIRS, THRESHOLD, log_ratios, reach
 from stepmark.advice.record import Measured, MeasuredPair, Trial
-from stepmark.fingerprint import Machine
+from stepmark.fingerprint import Commit, Machine
 from stepmark.gate import interpreters
 from stepmark.gate.pairs import STEADY_MEMORY, PairFailedError, SideRecord, measure_pair
 from stepmark.result import Outcome
@@ -30,7 +30,10 @@ _WARM_UP_S = 2.0
 
 
 def plan_trials(
-    scenario: Scenario, machine: Machine, names: Sequence[str] | None = None
+    scenario: Scenario,
+    machine: Machine,
+    names: Sequence[str] | None = None,
+    commit: Commit | None = None,
 ) -> list[Trial]:
     """A trial for each piece of advice, not yet begun.
 
@@ -38,15 +41,21 @@ def plan_trials(
         scenario: what it is tried on, its device resolved.
         machine: this one.
         names: of the advice that is wanted; all of it by default.
+        commit: of the code that is measured.
     """
     return [
-        begin(advice.name, advice.sides(scenario, machine.num_cpus), machine)
+        begin(advice.name, advice.sides(scenario, machine), machine, commit)
         for advice in ADVICE
         if names is None or advice.name in names
     ]
 
 
-def begin(name: str, sides: tuple[Scenario, Scenario], machine: Machine) -> Trial:
+def begin(
+    name: str,
+    sides: tuple[Scenario, Scenario],
+    machine: Machine,
+    commit: Commit | None = None,
+) -> Trial:
     """A trial without pairs, with the reason if it cannot have any."""
     without, with_it = sides
     obstacles = (side.obstacle(machine) for side in sides)
@@ -55,6 +64,7 @@ def begin(name: str, sides: tuple[Scenario, Scenario], machine: Machine) -> Tria
         without=without,
         with_it=with_it,
         machine=machine,
+        commit=commit,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         obstacle=next(filter(None, obstacles), ""),
     )
@@ -90,7 +100,7 @@ class Pairs:
         self._open.close()
 
     def add_to(self, trial: Trial) -> Trial:
-        """The trial with one more pair, or with the reason why it cannot have any.
+        """The trial with one more pair, or with the reason why it has none.
 
         Raises:
             RunnerError: no process can be started.
@@ -109,7 +119,9 @@ class Pairs:
                 with_costs=True,
             )
         except PairFailedError as error:
-            return dataclasses.replace(trial, obstacle=_why(error, trial))
+            if error.ending.outcome is Outcome.SKIPPED:
+                return dataclasses.replace(trial, obstacle=error.ending.reason)
+            return dataclasses.replace(trial, failure=_why(error, trial))
         measured = MeasuredPair(
             without=_measured(pair.base, trial.without),
             with_it=_measured(pair.head, trial.with_it),
@@ -120,11 +132,11 @@ class Pairs:
 
 def _why(error: PairFailedError, trial: Trial) -> str:
     ending = error.ending
-    if ending.outcome is Outcome.SKIPPED:
-        return ending.reason
     who = {"without": "without it: ", "with": "with it: "}.get(error.side, "")
-    done = f" (after {len(trial.pairs)} pairs)" if trial.pairs else ""
-    return f"{who}{ending.outcome}: {ending.reason}{done}"
+    text = f"{who}{ending.outcome}: {ending.reason}"
+    if ending.outcome is Outcome.OOM and trial.with_it.device != "cpu":
+        text += "; both sides are on the device together, where one of them may fit"
+    return f"{text} (pair {len(trial.pairs) + 1})" if trial.pairs else text
 
 
 def _measured(record: SideRecord, scenario: Scenario) -> Measured:
@@ -139,6 +151,9 @@ def _measured(record: SideRecord, scenario: Scenario) -> Measured:
         epoch_turn_s=max(turns) if is_whole else None,
         num_samples=costs[0].num_samples,
         first_step_s=max(cost.first_step_s for cost in costs),
+        num_steps=record.num_steps * len(record.windows_s),
+        skipped_steps=record.skipped_steps,
+        diverges=any(cost.diverges for cost in costs),
     )
 
 
@@ -180,7 +195,7 @@ def pursue(
 
 
 def _is_open(trial: Trial, most: int) -> bool:
-    return not trial.obstacle and len(trial.pairs) < most
+    return not trial.obstacle and not trial.failure and len(trial.pairs) < most
 
 
 def _fits(trial: Trial, left_s: float) -> bool:
@@ -212,12 +227,13 @@ def combination(scenario: Scenario, trials: Sequence[Trial], machine: Machine) -
         Trials, with pairs where these two scenarios have taken turns already; none where nothing
         held.
     """
-    found = (_gain(trial, scenario) for trial in trials)
+    found = [_gain(trial, scenario, Quantity.THROUGHPUT) for trial in trials]
     gains = sorted((gain for gain in found if gain), key=lambda gain: gain[0], reverse=True)
+    # What an epoch as a whole gains costs no step anything; it comes with what steps gain by.
+    gains += [g for trial in trials if (g := _gain(trial, scenario, Quantity.EPOCH)) and gains]
     own = _fields(scenario)
     steps = [scenario]
-    # Twice: some of it, such as workers that persist, needs something that gains less.
-    for _, fields in 2 * gains:
+    for _, fields in gains:
         taken = _fields(steps[-1])
         if all(taken[name] == own[name] for name in fields):
             tried = dataclasses.replace(steps[-1], **fields)
@@ -233,12 +249,18 @@ def combination(scenario: Scenario, trials: Sequence[Trial], machine: Machine) -
     ]
 
 
-def _gain(trial: Trial, scenario: Scenario) -> tuple[float, dict[str, Any]] | None:
-    """The log ratio that the better side gains, and what of the scenario it changes."""
+def _gain(
+    trial: Trial, scenario: Scenario, quantity: Quantity
+) -> tuple[float, dict[str, Any]] | None:
+    """The log ratio that the better side gains, and what of the scenario it changes.
+
+    ``None`` where the worse side is not how the scenario is: then nothing is known of what the
+    scenario itself would gain.
+    """
     advice = find(trial.advice)
     if advice is None or not advice.keeps_training or trial.without.task != scenario.task:
         return None
-    claim = next((c for c in advice.claims if c.quantity is not Quantity.MEMORY), None)
+    claim = next((c for c in advice.claims if c.quantity is quantity), None)
     if claim is None:
         return None
     found = judge(trial, claim)
@@ -249,17 +271,15 @@ def _gain(trial: Trial, scenario: Scenario) -> tuple[float, dict[str, Any]] | No
     else:
         return None
     then, own = _fields(worse), _fields(scenario)
-    fields = {
-        name: value
-        for name, value in _fields(better).items()
-        if value != then[name] and value != own[name]
-    }
+    fields = {name: value for name, value in _fields(better).items() if value != then[name]}
+    if any(then[name] != own[name] for name in fields):
+        return None
     assert found.change is not None
-    return (abs(math.log1p(found.change)), fields) if fields else None
+    return abs(math.log1p(found.change)), fields
 
 
 def best(scenario: Scenario, trials: Sequence[Trial]) -> Scenario:
-    """The combination that gains most; the scenario itself where none gains."""
+    """The combination that gains most; the scenario itself where none is known to gain."""
     gains = {
         trial.with_it: found.change
         for trial in trials

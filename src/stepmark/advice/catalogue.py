@@ -7,12 +7,16 @@ from enum import StrEnum
 from typing import Any
 
 from stepmark.choices import CompileMode, OptimizerImpl, Precision, Task
+from stepmark.fingerprint import Machine
 from stepmark.scenario import Scenario
 
 # A batch this many times the usual one counts as large.
 LARGER = 4
 # More workers than that seldom help, and each takes memory.
 _MOST_WORKERS = 4
+
+
+Fields = Callable[[Scenario, Machine], Mapping[str, Any]]
 
 
 class Quantity(StrEnum):
@@ -49,7 +53,7 @@ class Advice:
         title: what is done, in a few words.
         claims: what it is said to bring.
         source: who says so.
-        without, with_it: from a scenario and the number of CPUs to the fields that differ.
+        without, with_it: from a scenario and a machine to the fields that differ.
         keeps_training: it changes nothing that is trained beyond rounding, so that it may be
             combined with other advice.
     """
@@ -58,46 +62,55 @@ class Advice:
     title: str
     claims: tuple[Claim, ...]
     source: str
-    without: Callable[[Scenario, int], Mapping[str, Any]]
-    with_it: Callable[[Scenario, int], Mapping[str, Any]]
+    without: Fields
+    with_it: Fields
     keeps_training: bool = True
 
-    def sides(self, scenario: Scenario, num_cpus: int) -> tuple[Scenario, Scenario]:
+    def sides(self, scenario: Scenario, machine: Machine) -> tuple[Scenario, Scenario]:
         """The scenario without it, and with it.
 
         Args:
             scenario: what it is tried on, its device resolved.
-            num_cpus: of the machine.
+            machine: this one.
         """
         return (
-            dataclasses.replace(scenario, **self.without(scenario, num_cpus)),
-            dataclasses.replace(scenario, **self.with_it(scenario, num_cpus)),
+            dataclasses.replace(scenario, **self.without(scenario, machine)),
+            dataclasses.replace(scenario, **self.with_it(scenario, machine)),
         )
 
 
-def _fields(**fields: Any) -> Callable[[Scenario, int], Mapping[str, Any]]:
+def _fields(**fields: Any) -> Fields:
     """The same fields for any scenario."""
-    return lambda _scenario, _num_cpus: fields
+    return lambda _scenario, _machine: fields
 
 
-def _workers(**fields: Any) -> Callable[[Scenario, int], Mapping[str, Any]]:
+def _workers(**fields: Any) -> Fields:
     """These fields, with loader workers: the scenario's own, or what its machine has room for."""
-    return lambda scenario, num_cpus: {
-        "num_workers": scenario.num_workers or max(1, min(_MOST_WORKERS, num_cpus)),
+    return lambda scenario, machine: {
+        "num_workers": scenario.num_workers or max(1, min(_MOST_WORKERS, machine.num_cpus)),
         **fields,
     }
 
 
-def _large_batch(scenario: Scenario, _num_cpus: int) -> Mapping[str, Any]:
+def _large_batch(scenario: Scenario, _machine: Machine) -> Mapping[str, Any]:
     return {"batch_size": LARGER * scenario.batch_size}
 
 
-def _accumulated(scenario: Scenario, _num_cpus: int) -> Mapping[str, Any]:
+def _accumulated(scenario: Scenario, _machine: Machine) -> Mapping[str, Any]:
     return {"accumulation": LARGER * scenario.accumulation}
+
+
+def _on_accelerator(scenario: Scenario, machine: Machine) -> Mapping[str, Any]:
+    kinds = (device.kind for device in machine.devices if device.kind != "cpu")
+    own = "cuda" if scenario.device == "cpu" else scenario.device
+    return {"device": next(kinds, own), "precision": Precision.FP32}
 
 
 _EVALUATION = {
     "task": Task.EVALUATE,
+    "world_size": 1,
+    "ddp": False,
+    "pipeline_stages": 1,
     "accumulation": 1,
     "optimizer": None,
     "lr": None,
@@ -244,7 +257,7 @@ ADVICE: tuple[Advice, ...] = (
         claims=(Claim(says="the GPU pays, even for a small model or a small batch"),),
         source="doubted in article B",
         without=_fields(device="cpu", pin_memory=False, precision=Precision.FP32),
-        with_it=_fields(device="cuda", precision=Precision.FP32),
+        with_it=_on_accelerator,
         keeps_training=False,
     ),
     Advice(

@@ -1,5 +1,6 @@
 """From the pairs of a trial to what can be said of each claim."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +9,8 @@ from enum import StrEnum
 from stepmark import stats
 from stepmark.advice.catalogue import Claim, Quantity
 from stepmark.advice.record import Measured, Trial
-from stepmark.units import format_change, format_percent
+from stepmark.choices import CompileMode
+from stepmark.units import format_change, format_percent, format_seconds
 
 # docs/decisions/advice.md says why these, and what they were found to give.
 FEWEST_PAIRS, MOST_PAIRS = 5, 15
@@ -17,6 +19,8 @@ CONFIDENCE = 0.99
 THRESHOLD = 0.03
 # Nor do smaller ones in memory: allocators round.
 _LEAST_BYTES = 2 << 20
+# Part of the steps that a gradient scaler may skip: it tries a larger scale now and then.
+_MOST_SKIPPED = 0.01
 
 
 class Standing(StrEnum):
@@ -41,6 +45,7 @@ class Judgement:
         low, high: its interval (99 %).
         without, with_it: medians over pairs, samples per second or bytes.
         num_pairs: that it rests on.
+        remark: what else to know of it; empty if there is nothing.
     """
 
     claim: Claim
@@ -52,12 +57,14 @@ class Judgement:
     without: float | None = None
     with_it: float | None = None
     num_pairs: int = 0
+    remark: str = ""
 
 
 def judge(trial: Trial, claim: Claim) -> Judgement:
     """What a trial says on a claim of its advice."""
-    if trial.obstacle:
-        return Judgement(claim=claim, standing=Standing.CANNOT_BE_TRIED, reason=trial.obstacle)
+    obstacle = trial.obstacle or _spoilt(trial)
+    if obstacle:
+        return Judgement(claim=claim, standing=Standing.CANNOT_BE_TRIED, reason=obstacle)
     found = [
         (_value(pair.without, claim.quantity), _value(pair.with_it, claim.quantity))
         for pair in trial.pairs
@@ -67,13 +74,52 @@ def judge(trial: Trial, claim: Claim) -> Judgement:
         reason = f"{_NAMES[claim.quantity]} of these scenarios is not known here"
         return Judgement(claim=claim, standing=Standing.CANNOT_BE_TRIED, reason=reason)
     if len(known) < FEWEST_PAIRS:
+        reason = f"{len(known)} of at least {FEWEST_PAIRS} pairs measured"
         return Judgement(
             claim=claim,
             standing=Standing.NOT_DECIDED,
-            reason=f"{len(known)} of at least {FEWEST_PAIRS} pairs measured",
+            reason=trial.failure or reason,
             num_pairs=len(known),
         )
-    return _judge(claim, known)
+    judged = _judge(claim, known)
+    remarks = [trial.failure, _compiling(trial) if claim.quantity is Quantity.THROUGHPUT else ""]
+    return dataclasses.replace(judged, remark="; ".join(filter(None, remarks)))
+
+
+def _spoilt(trial: Trial) -> str:
+    """Why its figures are not those of a training; empty if they are."""
+    for side in ("without", "with_it"):
+        found: list[Measured] = [getattr(pair, side) for pair in trial.pairs]
+        who = f"{side.replace('_it', '')} it "
+        if any(measured.diverges for measured in found):
+            return f"{who}the loss is not finite"
+        if any(measured.skipped_steps is None for measured in found):
+            return f"{who}an optimizer takes the gradient scale itself: steps skipped are not known"
+        skipped = sum(measured.skipped_steps or 0 for measured in found)
+        num_steps = sum(measured.num_steps for measured in found)
+        if skipped > _MOST_SKIPPED * num_steps:
+            return (
+                f"{who}the gradient scaler skipped {skipped:,} of {num_steps:,} steps, which "
+                "update nothing and look fast"
+            )
+    return ""
+
+
+def _compiling(trial: Trial) -> str:
+    """What the first step costs where it compiles, and when that has paid."""
+    if trial.with_it.compile is CompileMode.OFF or trial.without.compile is not CompileMode.OFF:
+        return ""
+    # The first pair's compiler found nothing that another one had left.
+    costs_s = max(pair.with_it.first_step_s for pair in trial.pairs)
+    costs_s -= stats.median([pair.without.first_step_s for pair in trial.pairs])
+    then, now = (
+        stats.median([getattr(pair, side).samples_per_s for pair in trial.pairs])
+        for side in ("without", "with_it")
+    )
+    text = f"the first step takes {format_seconds(costs_s)} longer, with nothing compiled before"
+    if now > then:
+        return f"{text}: made good after {costs_s / (1 / then - 1 / now):,.0f} samples"
+    return text
 
 
 def reach(ratios: Sequence[float]) -> float:

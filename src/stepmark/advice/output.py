@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from stepmark.advice.catalogue import Quantity, claims_of, title_of
@@ -13,6 +14,19 @@ from stepmark.codec import encode
 from stepmark.columns import aligned
 from stepmark.scenario import Scenario
 from stepmark.units import format_bytes, format_change, format_rate
+
+
+@dataclass(frozen=True)
+class Best:
+    """What is best of all that was tried.
+
+    Attributes:
+        scenario: it; the one that advice was tried on, where nothing gains.
+        gain: throughput over that one's, in fresh processes; ``None`` if that is not known.
+    """
+
+    scenario: Scenario
+    gain: float | None
 
 
 def as_text(trials: Sequence[Trial]) -> str:
@@ -30,7 +44,8 @@ def as_text(trials: Sequence[Trial]) -> str:
 def _verdict(found: Judgement) -> str:
     if found.change is None:
         return f"{found.standing}: {found.reason}"
-    return str(found.standing)
+    notes = [found.reason.partition("; ")[2], found.remark]
+    return "; ".join([str(found.standing), *filter(None, notes)])
 
 
 def judgements(trial: Trial) -> list[Judgement]:
@@ -39,14 +54,14 @@ def judgements(trial: Trial) -> list[Judgement]:
 
 
 def as_json(
-    trials: Sequence[Trial], scenario: Scenario, winner: Scenario | None, rates: dict[str, Any]
+    trials: Sequence[Trial], scenario: Scenario, best: Best | None, rates: dict[str, Any]
 ) -> str:
     """The same with every pair, in SI units.
 
     Args:
         trials: of the advice and of combinations.
         scenario: what it was tried on.
-        winner: the best combination; ``None`` if it was not come to.
+        best: what is best; ``None`` if it was not come to.
         rates: samples per second in fresh processes, by scenario id.
     """
     data = {
@@ -62,7 +77,13 @@ def as_json(
             }
             for trial in trials
         ],
-        "best": None if winner is None else {"scenario": winner.id, "command": command(winner)},
+        "best": None
+        if best is None
+        else {
+            "scenario": best.scenario.id,
+            "command": command(best.scenario),
+            "gain_in_fresh_processes": best.gain,
+        },
         "samples_per_s": rates,
     }
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
@@ -80,6 +101,7 @@ def _claim(found: Judgement) -> dict[str, Any]:
         "without": found.without,
         "with": found.with_it,
         "num_pairs": found.num_pairs,
+        "remark": found.remark,
     }
 
 

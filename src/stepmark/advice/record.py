@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from stepmark.fingerprint import Machine
+from stepmark.fingerprint import Commit, Machine
 from stepmark.scenario import Scenario
 
 
@@ -19,6 +19,9 @@ class Measured:
         epoch_turn_s: from an epoch's last batch to the next one's first; ``None`` if unknown.
         num_samples: of an epoch.
         first_step_s: the first step, which compiles where that was asked for.
+        num_steps: over all of its turns.
+        skipped_steps: of these, that a gradient scaler skipped; ``None`` if unknown.
+        diverges: a loss was not finite.
     """
 
     windows_s: tuple[float, ...]
@@ -27,6 +30,9 @@ class Measured:
     epoch_turn_s: float | None
     num_samples: int
     first_step_s: float
+    num_steps: int
+    skipped_steps: int | None = 0
+    diverges: bool = False
 
     @property
     def samples_per_s(self) -> float:
@@ -63,8 +69,9 @@ class Trial:
         advice: its name; empty for the combination of all that held.
         without, with_it: the scenarios.
         pairs: as they were measured; more may follow.
-        obstacle: why it cannot be tried, or what became of it when it was; empty otherwise.
-        machine: that it was tried on.
+        obstacle: why it cannot be tried here; empty otherwise.
+        failure: what became of its last pair, if that could not be measured; empty otherwise.
+        machine, commit: as of a `stepmark.Result`.
         started_at: ISO 8601 with time zone.
     """
 
@@ -73,5 +80,7 @@ class Trial:
     with_it: Scenario
     machine: Machine
     started_at: str
+    commit: Commit | None = None
     pairs: tuple[MeasuredPair, ...] = ()
     obstacle: str = ""
+    failure: str = ""

@@ -1,5 +1,7 @@
 """``stepmark advice``."""
 
+import dataclasses
+import json
 import shlex
 import signal
 import sys
@@ -8,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepmark import advising, ceilings, stats, store, suite
+from stepmark import advising, ceilings, machine, stats, store, suite
 from stepmark.advice import ADVICE, Trial, find
 from stepmark.advice import output as written
+from stepmark.advice.catalogue import COMBINATIONS
 from stepmark.advice.judgement import FEWEST_PAIRS
 from stepmark.choices import Task
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
@@ -26,6 +29,7 @@ DEFAULT_WORKLOAD = "mlp-fashion-mnist"
 # Fresh processes of the scenario and of the best combination, for the figures at the end.
 _REPEATS = 3
 _STEPS, _MAX_SECONDS = 200, 3.0
+_TIMEOUT_S = 300.0
 # Part of the budget that is kept for combinations and for these.
 _MOST_RESERVED = 0.4
 
@@ -37,7 +41,8 @@ class Asked:
     Attributes:
         only: names of the advice to try; ``None`` tries all.
         budget_s: seconds for all of it.
-        timeout: seconds that a process may take to get ready, and for a turn.
+        timeout: seconds that a process may take to get ready, and for a turn; ``None`` is what a
+            run was begun with, or the default.
         name: of the run; ``None`` takes the time.
         results: folder of runs.
         resume: go on with the run of that name.
@@ -46,7 +51,7 @@ class Asked:
 
     only: tuple[str, ...] | None
     budget_s: float
-    timeout: float
+    timeout: float | None
     name: str | None
     results: Path
     resume: bool
@@ -77,12 +82,12 @@ def advise(scenarios: list[Scenario] | None, asked: Asked) -> int:
             display.draw("starting the measuring processes")
             folder = _open(scenarios, asked, runner)
             session = _Session(folder, runner, display, end_s)
+            session.plan(asked.only)
             base = session.result(session.scenario, 0)
             if base.outcome is not Outcome.OK:
-                print(f"{base.scenario.id}: {base.outcome}: {base.reason}", file=sys.stderr)
-                return int(base.outcome is not Outcome.SKIPPED)
-            session.plan(asked.only)
-            with advising.Pairs(asked.timeout) as pairs:
+                return _cannot_be_measured(base, asked)
+            timeout = folder.planned.plan.timeout if asked.timeout is None else asked.timeout
+            with advising.Pairs(timeout) as pairs:
                 session.pursue(pairs)
             session.measure_best()
     except KeyboardInterrupt:
@@ -100,6 +105,14 @@ def advise(scenarios: list[Scenario] | None, asked: Asked) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _cannot_be_measured(base: Result, asked: Asked) -> int:
+    if asked.json:
+        outcome = {"scenario_id": base.scenario.id, "outcome": base.outcome, "reason": base.reason}
+        show(json.dumps(outcome, indent=2) + "\n")
+    print(f"{base.scenario.id}: {base.outcome}: {base.reason}", file=sys.stderr)
+    return 1
 
 
 def _check(scenarios: list[Scenario] | None, asked: Asked) -> None:
@@ -124,7 +137,7 @@ def _open(scenarios: list[Scenario] | None, asked: Asked, runner: Runner) -> sto
     if scenarios is None:
         assert asked.name is not None
         folder = store.RunFolder.reopen(asked.results, asked.name)
-        if not folder.trials() and len(folder.planned.scenarios) != 1:
+        if not folder.trials():
             raise UsageError(f"{folder.path}: is no run of 'stepmark advice'")
         for scenario in folder.planned.scenarios:
             saved = folder.find(scenario, 0)
@@ -133,7 +146,12 @@ def _open(scenarios: list[Scenario] | None, asked: Asked, runner: Runner) -> sto
         return folder
     name = store.new_name() if asked.name is None else asked.name
     store.unused_path(asked.results, name)
-    plan = Plan(steps=_STEPS, max_seconds=_MAX_SECONDS, repeats=_REPEATS, timeout=asked.timeout)
+    plan = Plan(
+        steps=_STEPS,
+        max_seconds=_MAX_SECONDS,
+        repeats=_REPEATS,
+        timeout=_TIMEOUT_S if asked.timeout is None else asked.timeout,
+    )
     return suite.begin(asked.results, name, suite.resolve(scenarios, runner), plan)
 
 
@@ -167,14 +185,22 @@ class _Session:
         return found
 
     def plan(self, only: Sequence[str] | None) -> None:
-        """What is to be tried: what was planned before, or all that was asked for."""
-        saved = {trial.advice: trial for trial in self.folder.trials() if find(trial.advice)}
-        if not saved:
-            planned = advising.plan_trials(self.scenario, self._runner.machine, only)
-            saved = {trial.advice: trial for trial in planned}
-            for trial in planned:
+        """What is to be tried: what was planned before, or all that was asked for.
+
+        What failed before is tried once more.
+        """
+        commit = machine.commit(Path.cwd())
+        trials = [trial for trial in self.folder.trials() if find(trial.advice)]
+        if not trials:
+            trials = advising.plan_trials(self.scenario, self._runner.machine, only, commit)
+            for trial in trials:
                 self.folder.save_trial(trial)
-        self.trials = saved
+        elif any(trial.commit != commit for trial in trials if trial.pairs):
+            self._display.warn(
+                "the code is of another commit than when this run was begun: its pairs are not all "
+                "of one state"
+            )
+        self.trials = {t.advice: dataclasses.replace(t, failure="") for t in trials}
 
     def pursue(self, pairs: advising.Pairs) -> None:
         """Measure pairs of the advice, and of what held together."""
@@ -183,11 +209,12 @@ class _Session:
         wanted = advising.combination(
             self.scenario, list(self.trials.values()), self._runner.machine
         )
-        saved = {trial.advice: trial for trial in self.folder.trials()}
+        saved = {trial.with_it: trial for trial in self.folder.trials() if not find(trial.advice)}
+        self.folder.remove_trials(COMBINATIONS)
         for trial in wanted:
-            then = saved.get(trial.advice)
-            if then is not None and then.with_it == trial.with_it:
-                trial = then
+            then = saved.get(trial.with_it, trial)
+            if len(then.pairs) > len(trial.pairs):
+                trial = dataclasses.replace(then, advice=trial.advice, failure="")
             self.folder.save_trial(trial)
             self.combinations[trial.advice] = trial
         for trial in self._pursued(pairs, self.combinations, self._remeasure_s):
@@ -217,8 +244,14 @@ class _Session:
         return min(2 * FEWEST_PAIRS * each_s + self._remeasure_s(), self._most_reserved_s)
 
     def measure_best(self) -> None:
-        """The scenario and the best combination in fresh processes, by turns."""
-        self.best = advising.best(self.scenario, list(self.combinations.values()))
+        """The scenario and the best combination in fresh processes, by turns.
+
+        Nothing, while more time could show another one to be the best.
+        """
+        best = advising.best(self.scenario, list(self.combinations.values()))
+        if best == self.scenario and self.is_unfinished:
+            return
+        self.best = best
         for repeat in range(_REPEATS):
             for scenario in dict.fromkeys((self.scenario, self.best)):
                 if (scenario, repeat) != (self.scenario, 0):
@@ -228,7 +261,24 @@ class _Session:
     def is_unfinished(self) -> bool:
         """Whether something is left that more time would decide."""
         trials = [*self.trials.values(), *self.combinations.values()]
-        return any(not t.obstacle and len(t.pairs) < FEWEST_PAIRS for t in trials)
+        return any(
+            not (trial.obstacle or trial.failure) and len(trial.pairs) < FEWEST_PAIRS
+            for trial in trials
+        )
+
+    @property
+    def gain(self) -> float | None:
+        """Median throughput of the best over the scenario's, in fresh processes.
+
+        ``None`` if one of the best's was not measured, or its gradient scaler skipped steps.
+        """
+        best = [result for result in self.results if result.scenario == self.best]
+        skipped = (rank.skipped_steps for result in best for rank in result.ranks)
+        if any(result.outcome is not Outcome.OK for result in best) or any(skipped):
+            return None
+        rates = self.rates()
+        then, now = (rates.get(s.id) for s in (self.scenario, self.best) if s is not None)
+        return stats.median(now) / stats.median(then) if then and now else None
 
     def rates(self) -> dict[str, list[float]]:
         """Samples per second in fresh processes, by scenario id."""
@@ -242,7 +292,8 @@ class _Session:
 def _show(session: _Session, asked: Asked) -> None:
     trials = [*session.trials.values(), *session.combinations.values()]
     if asked.json:
-        show(written.as_json(trials, session.scenario, session.best, session.rates()))
+        best = None if session.best is None else written.Best(session.best, session.gain)
+        show(written.as_json(trials, session.scenario, best, session.rates()))
     else:
         show(f"{session.scenario.id}\n\n{written.as_text(trials)}{_ending(session)}")
     print(f"saved: {session.folder.path}", file=sys.stderr)
@@ -262,7 +313,14 @@ def _ending(session: _Session) -> str:
             apart = f"{format_percent(stats.spread(found))} apart"
             middle = format_rate(stats.median(found))
             lines.append(f"  {middle}  ({len(found)} processes, {apart})  {scenario.id}")
-    lines += ["the best that was found:", f"  {written.command(session.best)}", ""]
+    gain = session.gain
+    if gain is None or gain <= 1:
+        failed = [r for r in session.results if r.scenario == session.best and r.reason]
+        why = f"{failed[0].outcome}: {failed[0].reason}" if failed else "no gain there"
+        lines.append(f"the best that was found in turns was not confirmed by these: {why}")
+    else:
+        lines.append(f"the best that was found, {gain:.2f} times as fast in these:")
+    lines += [f"  {written.command(session.best)}", ""]
     return "\n".join(lines)
 
 
@@ -282,3 +340,10 @@ class AdviceDisplay(StatusLine):
             trial.advice,
             f"pair {len(trial.pairs) + 1}",
         )
+
+    def warn(self, text: str) -> None:
+        """Something to know before numbers come; in a log, where there is no terminal, too."""
+        if self.is_shown:
+            self.print(f"warning: {text}")
+        else:
+            print(f"warning: {text}", file=sys.stderr)

@@ -287,8 +287,12 @@ def advice(
     ] = None,
     budget: Annotated[str, typer.Option(help="Time for all of it, such as 90s, 10m, 1h.")] = "10m",
     timeout: Annotated[
-        float, typer.Option(help="Seconds a process may take to get ready, and for a turn.")
-    ] = 300.0,
+        float | None,
+        typer.Option(
+            help="Seconds a process may take to get ready, and for a turn. Default: 300, or what "
+            "a resumed run was begun with."
+        ),
+    ] = None,
     save: Save = None,
     results: Results = Path("results"),
     resume: Annotated[
@@ -316,7 +320,7 @@ def advice(
     )
     scenarios = None
     if resume:
-        allowed = ("save", "results", "resume", "budget", "json")
+        allowed = ("save", "results", "resume", "budget", "timeout", "json")
         _refuse_beside(context, "a resumed run has its own scenario and advice", allowed)
     else:
         options = context.params

@@ -31,6 +31,9 @@ _T = TypeVar("_T")
 _TURN_S = 0.03
 _FEWEST_STEPS = 5
 _LONGEST_TURN_S = 0.1
+# Of different scenarios: the first step after a pause, which is timed with loader workers and not
+# without, and what workers do until they are stopped, then count for little.
+_LONG_TURN_S = 0.25
 # What a pair may take in turns, and how many turns a side gets.
 _PAIR_S = 3.0
 _FEWEST_ROUNDS, _MOST_ROUNDS = 8, 40
@@ -74,6 +77,7 @@ class SideRecord:
         num_steps: steps of a turn.
         counters: exact figures.
         costs: of each rank, if they were asked for.
+        skipped_steps: that a gradient scaler skipped, over all turns; ``None`` if unknown.
     """
 
     windows_s: tuple[float, ...]
@@ -81,6 +85,7 @@ class SideRecord:
     num_steps: int
     counters: dict[str, str]
     costs: tuple[Costs, ...] = ()
+    skipped_steps: int | None = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +126,10 @@ class Rhythm:
     num_steps: int
 
 
-def rhythm(scenario: Scenario, step_s: float) -> Rhythm:
-    """Turns for steps of that length, the slower side's."""
+def rhythm(scenario: Scenario, step_s: float, turn_s: float = _TURN_S) -> Rhythm:
+    """Turns of about that time for steps of that length, the slower side's."""
     num_steps = max(
-        math.ceil(_TURN_S / step_s), min(_FEWEST_STEPS, math.ceil(_LONGEST_TURN_S / step_s))
+        math.ceil(turn_s / step_s), min(_FEWEST_STEPS, math.ceil(_LONGEST_TURN_S / step_s))
     )
     # Loader workers deliver one after another: each shall have its share of a turn. They go on
     # where they were stopped, so that turns without a gap between them make one long window; a
@@ -177,6 +182,7 @@ class _Player:
     costs: tuple[Costs, ...] = ()
     windows_s: list[float] = field(default_factory=list)
     steps_s: list[tuple[float, ...]] = field(default_factory=list)
+    skipped_steps: int | None = 0
 
     def start(self) -> None:
         ready = self.errand.start()
@@ -194,6 +200,10 @@ class _Player:
         slowest = max(answers, key=lambda answer: answer.window_s)
         self.windows_s.append(slowest.window_s)
         self.steps_s.append(slowest.step_s)
+        if slowest.skipped_steps is None or self.skipped_steps is None:
+            self.skipped_steps = None
+        else:
+            self.skipped_steps += slowest.skipped_steps
 
     def record(self, num_steps: int) -> SideRecord:
         return SideRecord(
@@ -202,6 +212,7 @@ class _Player:
             num_steps=num_steps,
             counters=self.counters,
             costs=self.costs,
+            skipped_steps=self.skipped_steps,
         )
 
     def _signal(self, number: int) -> None:
@@ -262,10 +273,12 @@ def measure_pair(
                 player = begin(*waiting.pop(0))
                 player.start()
             steps_s = [players[side.name].step_s for side in sides]
-            if scenarios[0] == scenarios[1]:
+            are_same = scenarios[0] == scenarios[1]
+            if are_same:
                 steps_s = [max(steps_s)] * len(sides)
+            turn_s = _TURN_S if are_same else _LONG_TURN_S
             cuts = {
-                side.name: rhythm(scenario, step_s)
+                side.name: rhythm(scenario, step_s, turn_s)
                 for side, scenario, step_s in zip(sides, scenarios, steps_s, strict=True)
             }
             for _ in range(min(cut.num_rounds for cut in cuts.values())):

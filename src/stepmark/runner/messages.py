@@ -164,16 +164,19 @@ class Costs:
 
     Attributes:
         first_step_s: the first optimizer step, synchronized, after its first batch was there.
-        epoch_turn_s: from an epoch's last batch to the next one's first; ``None`` if not tried.
+        epoch_turn_s: from an epoch's last batch to the next one's first; ``None`` if not tried,
+            as without loader workers, whose start is what takes time.
         num_samples: of an epoch, over all ranks.
         peak_bytes: most that warm steps held: of the accelerator's memory, or, on a CPU, growth of
             the resident set with what loader workers have to themselves; ``None`` if unknown.
+        diverges: a loss was not finite.
     """
 
     first_step_s: float
     epoch_turn_s: float | None
     num_samples: int
     peak_bytes: int | None
+    diverges: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +214,13 @@ class Turned:
         rank: its number.
         window_s: from the first timed step's start to the last one's end, synchronized.
         step_s: each step; empty where the device cannot mark steps.
+        skipped_steps: that the gradient scaler skipped; ``None`` where that is not known.
     """
 
     rank: int
     window_s: float
     step_s: tuple[float, ...]
+    skipped_steps: int | None = 0
 
 
 @dataclass(frozen=True, kw_only=True)

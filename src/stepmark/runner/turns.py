@@ -1,5 +1,7 @@
 """One rank of a side that takes turns with another one: warm up, then steps at its word."""
 
+import dataclasses
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,8 @@ from stepmark.session import Progress, epoch_turn, prepare, read_memory
 # Loss after the first step says that data and forward pass are the same, after the third one that
 # backward pass and optimizer are.
 _CHECKED_STEPS = 3
+# The batches of an epoch's turn may take so long.
+_EPOCH_TURN_S = 30.0
 
 
 def take_turns(
@@ -43,10 +47,14 @@ def take_turns(
         "batch": prepared.first_batch,
         "loss": f"{first_loss!r}, {value_of(losses)!r} after {_CHECKED_STEPS} steps",
     }
-    epoch = None
+    epoch_turn_s = None
     if order.with_costs:
-        # Before the warm-up, which uses up the batches that lie ready in the loader after it.
-        epoch = epoch_turn(prepared.workload, scenario, plan, place, prepared.startup.first_batch_s)
+        if scenario.num_workers:
+            # Before the warm-up, which uses up the batches that lie ready in the loader after it.
+            patient = dataclasses.replace(plan, max_seconds=_EPOCH_TURN_S)
+            first_batch_s = prepared.startup.first_batch_s
+            epoch = epoch_turn(prepared.workload, scenario, patient, place, first_batch_s)
+            epoch_turn_s = epoch.value
         place.device.reset_peaks()
         host_memory.reset_peak()
     progress("warming up", None)
@@ -63,18 +71,28 @@ def take_turns(
             step_s=measurement.expected_step_s,
             counters=counters,
             costs=None
-            if epoch is None
+            if not order.with_costs
             else Costs(
                 first_step_s=prepared.startup.first_step_s,
-                epoch_turn_s=epoch.value,
+                epoch_turn_s=epoch_turn_s,
                 num_samples=len(prepared.workload.dataset),  # type: ignore[arg-type]
                 peak_bytes=_peak_bytes(scenario, place, host_memory),
+                diverges=not all(
+                    loss is None or math.isfinite(loss) for loss in (first_loss, value_of(losses))
+                ),
             ),
         )
     )
     for turn in turns:
-        window = measurement.turn(turn.num_lead, turn.num_steps)
-        say(Turned(rank=place.rank, window_s=window.window_s, step_s=window.step_s))
+        window, skipped_steps = measurement.turn(turn.num_lead, turn.num_steps)
+        say(
+            Turned(
+                rank=place.rank,
+                window_s=window.window_s,
+                step_s=window.step_s,
+                skipped_steps=skipped_steps,
+            )
+        )
 
 
 def _peak_bytes(scenario: Scenario, place: Place, host_memory: HostMemory) -> int | None:

@@ -1,6 +1,7 @@
 """A run being written."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from stepmark.advice import Trial
@@ -112,6 +113,11 @@ class RunFolder:
         path = _made(self.path / TRIALS) / f"{trial.advice}.json"
         write(path, trial)
         return path
+
+    def remove_trials(self, names: Iterable[str]) -> None:
+        """Forget trials of these names, if they are there."""
+        for name in names:
+            (self.path / TRIALS / f"{name}.json").unlink(missing_ok=True)
 
     def trials(self) -> tuple[Trial, ...]:
         """The trials of advice that were saved.

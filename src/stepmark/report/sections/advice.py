@@ -76,13 +76,13 @@ def _table(found: Sequence[tuple[Trial, Judgement]]) -> Table:
             _amount(judged.without, judged),
             _amount(judged.with_it, judged),
             str(judged.num_pairs or EMPTY),
-            judged.reason if judged.change is None else EMPTY,
+            judged.remark if judged.change is not None else judged.reason,
         )
         for trial, judged in found
     ]
     header = (
         "advice", "what is said", "here", "change", "99 % interval", "without", "with", "pairs",
-        "why not",
+        "remarks",
     )  # fmt: skip
     return Table(
         header=header, rows=rows, caption="What is said, and what was found",
@@ -110,6 +110,8 @@ def _best(material: Material, label: str, combined: Sequence[Trial]) -> list[Blo
     judged = [(trial, judgements(trial)[0]) for trial in combined]
     gained = [(j.change or 0.0, t) for t, j in judged if j.standing is Standing.HOLDS]
     if not gained:
+        if any(j.standing is Standing.NOT_DECIDED for _, j in judged):
+            return []
         text = "Nothing of it makes this training faster without changing what is trained."
         return [Paragraph(text=text)]
     change, trial = max(gained, key=lambda gain: gain[0])
