@@ -5,14 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from factories import make_window
 from torch import nn
 
 from stepmark import Scenario, Workload, workloads
 from stepmark.devices import BACKENDS, Device, DevicePair
+from stepmark.devices.base import DeviceMemory
 from stepmark.devices.scripted import ScriptedClock, ScriptedDevice
 from stepmark.errors import ObstacleError
 from stepmark.parts import OnTwoDevices, check_batch, parts, parts_of
 from stepmark.place import open_place
+from stepmark.record import WarmUp
+from stepmark.session import remarks
 
 
 def sizes(found: list[nn.Module]) -> list[int]:
@@ -140,6 +144,52 @@ def test_two_devices_are_named_both_and_have_no_single_uuid() -> None:
     first.uuid = "GPU-1"
     pair: Device = DevicePair(first, second)
     assert (pair.name, pair.uuid) == ("scripted + scripted", "")
+
+
+class Switched(ScriptedDevice):
+    """With a precision switch, and a peak."""
+
+    def __init__(self, switch: str, peak_bytes: int | None) -> None:
+        super().__init__(ScriptedClock())
+        self.switch = switch
+        self.peak_bytes = peak_bytes
+        self.is_tf32: bool | None = None
+
+    def configure(self, *, tf32: bool) -> None:
+        self.is_tf32 = tf32
+
+    def settings(self) -> dict[str, str]:
+        return {self.switch: str(self.is_tf32)}
+
+    def memory(self) -> DeviceMemory:
+        return DeviceMemory(peak_allocated_bytes=self.peak_bytes)
+
+
+def test_precision_is_set_and_recorded_on_both_devices() -> None:
+    pair = DevicePair(Switched("cuda.matmul", 1), Switched("mkldnn.matmul", None))
+    pair.configure(tf32=False)
+    assert pair.settings() == {"cuda.matmul": "False", "mkldnn.matmul": "False"}
+
+
+def test_a_cpu_beside_a_gpu_of_tf32_keeps_to_ieee() -> None:
+    cpu = BACKENDS["cpu"].open(0)
+    pair = DevicePair(Switched("cuda.matmul", 1), cpu)
+    pair.configure(tf32=True)
+    assert pair.settings() == {"cuda.matmul": "True", **cpu.settings()}
+    assert set(cpu.settings().values()) == {"ieee"}
+
+
+@pytest.mark.parametrize(
+    ("peaks", "is_said"), [((3, 7), True), ((3, None), True), ((None,) * 2, False)]
+)
+def test_of_two_devices_the_result_says_which_ones_memory_it_gives(
+    peaks: tuple[int | None, int | None], is_said: bool
+) -> None:
+    pair = DevicePair(Switched("a", peaks[0]), Switched("b", peaks[1]))
+    assert pair.memory().peak_allocated_bytes == max((p for p in peaks if p), default=None)
+    warmup = WarmUp(num_steps=5, seconds=0.1, settled=True)
+    notes = list(remarks(pair, warmup, 1.0, 1.0, 0, make_window()))
+    assert any("take more; the other one's are not added" in note for note in notes) is is_said
 
 
 def test_a_machine_with_one_device_skips_split_layers_with_the_reason() -> None:

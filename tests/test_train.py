@@ -1,11 +1,14 @@
 """A rank's training: epochs, metrics, schedules, patience, and checkpoints to go on from."""
 
 import dataclasses
+import errno
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,20 @@ from commands import environment
 from torch import nn
 from torch.optim import lr_scheduler
 
-from stepmark import Plan, Scenario, StepmarkError, trainer
+from stepmark import Plan, Scenario, StepmarkError, session, trainer, workloads
+from stepmark.choices import CompileMode
 from stepmark.data.idx import generate
-from stepmark.devices import BACKENDS
+from stepmark.devices import BACKENDS, Device, DevicePair
+from stepmark.devices.cpu import CpuDevice
+from stepmark.devices.pair import PairMarks
 from stepmark.errors import CheckpointError, UsageError
+from stepmark.loading import SEED
 from stepmark.place import Place
 from stepmark.trainer import checkpoint
-from stepmark.training import EndOfTraining, Epoch, TrainOrder, TrainPlan, has_stalled
+from stepmark.training import EndOfTraining, Epoch, Facts, TrainOrder, TrainPlan, has_stalled
 
-TIMES = ("train_s", "valid_s", "checkpoint_s", "checkpoint_bytes", "phases")
+CPU = BACKENDS["cpu"].open(0)
+TIMES = ("train_s", "valid_s", "checkpoint_s", "checkpoint_bytes", "phases", "compile_s")
 
 
 @dataclasses.dataclass
@@ -34,6 +42,7 @@ class Fitted:
     epochs: list[Epoch]
     ended_by: EndOfTraining | None
     order: TrainOrder
+    notes: tuple[str, ...]
 
     @property
     def last(self) -> dict[str, Any]:
@@ -56,29 +65,37 @@ def fit(
     interrupt_after: int | None = None,
     resume: bool = False,
     plan: dict[str, Any] | None = None,
+    device: Device = CPU,
+    told: list[Epoch] | None = None,
     **axes: Any,
 ) -> Fitted:
+    """Train here; ``told`` gets the epochs even if it raises."""
     scenario = Scenario(**{"workload": workload, "device": "cpu", "batch_size": 8, **axes})
     order = TrainOrder(
         plan=TrainPlan(epochs=epochs, **(plan or {})), save_to=str(folder / "m"), resume=resume
     )
-    done: list[Epoch] = []
+    done: list[Epoch] = [] if told is None else told
+    notes: list[str] = []
+
+    def on_begin(facts: Facts, before: Sequence[Epoch]) -> None:
+        notes.extend(facts.notes)
+        done.extend(before)
 
     def on_epoch(epoch: Epoch) -> None:
         done.append(epoch)
         if epoch.epoch == interrupt_after:
             raise KeyboardInterrupt
 
-    place = Place(rank=0, device=BACKENDS["cpu"].open(0), threads=1, requested_s=0.0)
+    place = Place(rank=0, device=device, threads=1, requested_s=0.0)
     end = None
     try:
         end = trainer.fit(
             scenario, Plan(), order, place,
-            lambda stage, rate: None, lambda facts, before: done.extend(before), on_epoch,
+            lambda stage, rate: None, on_begin, on_epoch,
         )  # fmt: skip
     except KeyboardInterrupt:
         assert interrupt_after is not None
-    return Fitted(epochs=done, ended_by=end, order=order)
+    return Fitted(epochs=done, ended_by=end, order=order, notes=tuple(notes))
 
 
 def weights(content: dict[str, Any]) -> torch.Tensor:
@@ -114,7 +131,9 @@ def test_two_epochs_and_two_more_are_exactly_four(
     assert [epoch.epoch for epoch in twice.epochs] == [1, 2, 3, 4]
     assert twice.learned == once.learned
     assert torch.equal(weights(twice.last), weights(once.last))
-    assert not torch.equal(weights(first.last), torch.zeros(1)), "something was learned"
+    session.seed(SEED)
+    untrained = {"model": workloads.load(workload)().model.state_dict()}
+    assert not torch.equal(weights(first.last), weights(untrained)), "something was learned"
 
 
 def test_a_finished_training_goes_on_for_more_epochs(tmp_path: Path) -> None:
@@ -205,6 +224,106 @@ def test_phases_are_of_the_epoch_and_no_longer_than_it(tmp_path: Path) -> None:
     assert sum(seconds.values()) == pytest.approx(step_s)
     assert 0 < step_s * epoch.num_phase_steps <= epoch.train_s
     assert epoch.samples_per_s == pytest.approx(40 / epoch.train_s)
+
+
+class _Waiting(CpuDevice):
+    """A device whose marks would wait."""
+
+    marks_steps = False
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("cpu"), "waiting")
+        self.num_synchronizations = 0
+
+    def synchronize(self) -> None:
+        self.num_synchronizations += 1
+
+    def marks(self, capacity: int) -> PairMarks:
+        return PairMarks(DevicePair(self, self))
+
+
+def test_where_marks_would_wait_epochs_are_trained_without_and_say_so(tmp_path: Path) -> None:
+    num_waits = []
+    for length in (40, 80):
+        (tmp_path / str(length)).mkdir()
+        device = _Waiting()
+        workload = f"learned_workload:build?length={length}"
+        found = fit(tmp_path / str(length), workload, epochs=1, device=device)
+        (epoch,) = found.epochs
+        assert (epoch.phases, epoch.num_phase_steps) == (None, 0)
+        assert "waiting: no phases, since marking them would make the steps wait" in found.notes
+        num_waits.append(device.num_synchronizations)
+    assert num_waits[0] == num_waits[1], "as often for ten steps as for five"
+
+
+class _Compiler:
+    """Takes 3 s in the first epoch, and none in any other."""
+
+    def __init__(self, device: Device) -> None:
+        self.num_rests = 0
+        self._new = [3.0, 0.0, 0.0]
+        COMPILERS.append(self)
+
+    def compiled(self, model: nn.Module, mode: CompileMode) -> nn.Module:
+        return model
+
+    def take_new(self) -> int:
+        return int(self._new[0] > 0)
+
+    def take_s(self) -> float:
+        return self._new.pop(0)
+
+    def rest(self) -> None:
+        self.num_rests += 1
+
+
+COMPILERS: list[_Compiler] = []
+
+
+def test_an_epoch_says_what_compiling_took_of_it_and_the_compiler_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "Compiler", _Compiler)
+    found = fit(tmp_path, compile=CompileMode.DEFAULT)
+    assert [epoch.compile_s for epoch in found.epochs] == [3.0, 0.0, 0.0]
+    assert COMPILERS[-1].num_rests == 1
+    assert any(note.startswith("the first epoch") and "compil" in note for note in found.notes)
+    plain = fit(tmp_path, epochs=1)
+    assert [epoch.compile_s for epoch in plain.epochs] == [None]
+    assert not any("compil" in note for note in plain.notes)
+
+
+def test_persistent_workers_that_begin_anew_are_remarked_on(tmp_path: Path) -> None:
+    axes = {"num_workers": 1, "persistent_workers": True}
+    first = fit(tmp_path, epochs=1, **axes)
+    more = fit(tmp_path, epochs=2, resume=True, **axes)
+    assert not any("began anew" in note for note in first.notes)
+    assert any("began anew" in note for note in more.notes)
+
+
+def test_an_epoch_is_told_even_if_it_cannot_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    fit(tmp_path, epochs=1)
+    monkeypatch.setattr(torch, "save", full)
+    told: list[Epoch] = []
+    with pytest.raises(CheckpointError, match=r"No space left.*make room and go on with --resume"):
+        fit(tmp_path, epochs=3, resume=True, told=told)
+    assert [epoch.epoch for epoch in told] == [1, 2]
+    assert told[-1].checkpoint_bytes is None
+    assert checkpoint.read(tmp_path / "m.last.pt")["epoch"] == 1, "the one before is still there"
+
+
+@pytest.mark.parametrize("state", [lambda: 0, threading.Lock()])
+def test_state_that_cannot_be_written_is_to_be_trained_without_checkpoints(
+    state: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot be saved \(.*pickle.*with --no-checkpoint"):
+        checkpoint.write(tmp_path / "m.last.pt", {"optimizer": state})
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from typing import Any
 import psutil
 import pytest
 from commands import STEPMARK, environment, stepmark
-from factories import make_result, make_run, save_run
+from factories import make_result, make_run, make_training, save_run
 
-from stepmark import store
+from stepmark import Plan, store
 from stepmark.report import page
 from stepmark.result import Outcome
-from stepmark.training import EndOfTraining
+from stepmark.training import EndOfTraining, TrainPlan
 
 LINE = r"Epoch: {:4d} \| train_loss=\d+\.\d{{4}}, train_accuracy=\d\.\d{{4}}, "
 LINE += r"valid_loss=\d+\.\d{{4}}, valid_accuracy=\d\.\d{{4}}"
@@ -26,6 +26,7 @@ LINE += r"valid_loss=\d+\.\d{{4}}, valid_accuracy=\d\.\d{{4}}"
 # Deterministic, large enough for two ranks, and slow enough to be interrupted.
 MINE = """
 import time
+from pathlib import Path
 import torch
 from learned_workload import Clouds, build as made
 from stepmark import Workload
@@ -62,6 +63,32 @@ def breaks():
     return Workload(
         model=workload.model, dataset=workload.dataset, loss_fn=loss, optimizer=workload.optimizer
     )
+
+
+class Kept:
+    pass
+
+
+class Odd(torch.optim.SGD):
+    def state_dict(self):
+        return super().state_dict() | {"kept": Kept()}
+
+
+def odd():
+    workload = made()
+    return Workload(
+        model=workload.model, dataset=workload.dataset, loss_fn=workload.loss_fn,
+        optimizer=lambda parameters: Odd(parameters, lr=0.1),
+    )
+
+
+def full():
+    def save(*_):
+        raise OSError(28, "No space left on device")
+
+    if Path("full").exists():
+        torch.save = save
+    return made()
 """
 
 
@@ -237,6 +264,60 @@ def test_a_training_that_fails_keeps_its_finished_epochs_and_says_where(folder: 
     (training,) = store.open_run("broken", folder / "results").trainings
     assert len(training.epochs) == 3
     assert training.outcome is Outcome.FAILED
+
+
+def test_state_that_cannot_be_loaded_back_ends_the_training_and_the_record_says_why(
+    folder: Path, tmp_path: Path
+) -> None:
+    words = ["train", "--workload", "mine.py:odd", "--epochs", 3, "--batch-size", 8]
+    done = stepmark(*words, "--save", "odd", "--device", "cpu", cwd=folder)
+    assert done.returncode == 2
+    assert "Epoch:    1" in done.stdout
+    assert re.search(r"error: .*last\.pt: cannot be loaded \(Unsupported.*Kept.*\)", done.stderr)
+    assert "begin it under another name with --no-checkpoint" in done.stderr
+    assert "\x1b" not in done.stderr
+    assert "Traceback" not in done.stderr
+    run = store.open_run("odd", folder / "results")
+    (training,) = run.trainings
+    assert [epoch.epoch for epoch in training.epochs] == [1]
+    assert training.outcome is Outcome.FAILED
+    page.render([run], tmp_path)
+    assert "After 1 epoch of 3: failed: " in (tmp_path / "report.md").read_text()
+
+
+def test_a_training_whose_first_epoch_found_a_full_disk_goes_on_once_there_is_room(
+    folder: Path,
+) -> None:
+    (folder / "full").touch()
+    words = ["train", "--workload", "mine.py:full", "--epochs", 2, "--batch-size", 8]
+    done = stepmark(*words, "--save", "full", "--device", "cpu", cwd=folder)
+    assert done.returncode == 2
+    (training,) = store.open_run("full", folder / "results").trainings
+    assert (training.outcome, len(training.epochs)) == (Outcome.FAILED, 1)
+    assert "No space left on device" in training.reason
+    (folder / "full").unlink()
+    more = stepmark("train", "--resume", "--save", "full", cwd=folder)
+    assert more.returncode == 0, more.stderr
+    (training,) = store.open_run("full", folder / "results").trainings
+    assert (training.outcome, training.reason) == (Outcome.OK, "")
+    assert len(training.epochs) == 2
+
+
+def test_a_training_that_failed_before_its_first_epoch_is_in_the_report(tmp_path: Path) -> None:
+    planned = store.RunPlan(created_at="2026-01-02", plan=Plan(), scenarios=())
+    folder = store.RunFolder.create(tmp_path, "early", planned)
+    failed = make_training(
+        epochs=(), plan=TrainPlan(epochs=3), facts=None, ended_by=None,
+        outcome=Outcome.FAILED, reason="no such data",
+    )  # fmt: skip
+    folder.save_training(failed)
+    run = store.latest_run(tmp_path)
+    page.render([run], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "Before its first epoch was done: failed: no such data." in text
+    done = stepmark("export", "early", "--results", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "holds a training that failed in its first epoch" in done.stderr
 
 
 @pytest.mark.parametrize(

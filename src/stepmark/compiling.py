@@ -40,6 +40,7 @@ class Compiler:
         counters.clear()
         self._began_s = 0.0
         self._compile_s = 0.0
+        self._taken_s = 0.0
         self._frames: list[str] = []
         on_compile_start(self._begin)
         on_compile_end(self._end)
@@ -91,6 +92,11 @@ class Compiler:
         """How often it compiled something since this was last asked."""
         num_new, self._num_new = self._num_new, 0
         return num_new
+
+    def take_s(self) -> float:
+        """Seconds in which it compiled since this was last asked."""
+        new_s, self._taken_s = self._compile_s - self._taken_s, self._compile_s
+        return new_s
 
     def _begin(self, arguments: Any) -> None:
         self._began_s = time.perf_counter()

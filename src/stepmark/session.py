@@ -25,7 +25,7 @@ from stepmark.building import (
 )
 from stepmark.choices import CompileMode, Precision, Task
 from stepmark.compiling import Compiler
-from stepmark.devices import Device
+from stepmark.devices import Device, DevicePair
 from stepmark.errors import ObstacleError
 from stepmark.loading import SEED, describe_batch, make_loader
 from stepmark.loop import Loop, Training
@@ -399,6 +399,11 @@ def remarks(
         )
     if not device.marks_steps:
         yield f"{device.name}: phases come from a serialised pass, waiting at each mark"
+    if isinstance(device, DevicePair) and device.memory().peak_allocated_bytes is not None:
+        yield (
+            f"{device.name}: peaks of device memory are those of one device, the one whose tensors "
+            "take more; the other one's are not added"
+        )
 
 
 def _finite(loss: float | None) -> float | None:

@@ -22,6 +22,8 @@ def export(run: str, format: str, output: Path | None, results: Path) -> None:
         raise UsageError("--format parquet: is binary; say where to with -o FILE")
     opened = store.open_run(run, results)
     if not opened.results:
+        if not any(training.epochs for training in opened.trainings):
+            raise UsageError(f"{opened.path}: holds a training that failed in its first epoch")
         histories = opened.path / store.TRAININGS
         raise UsageError(f"{opened.path}: holds a training, whose history is in {histories}/*.csv")
     data = _FORMATS[format](opened)

@@ -14,7 +14,7 @@ from stepmark.choices import Task
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import StatusLine
 from stepmark.console import show
-from stepmark.errors import UsageError
+from stepmark.errors import CheckpointError, UsageError
 from stepmark.result import Outcome
 from stepmark.runner import EpochDone, Runner, TrainingBegun
 from stepmark.runner.messages import Stage
@@ -194,22 +194,27 @@ class _Session:
                 file=sys.stderr,
             )
         order = TrainOrder(plan=record.plan, save_to=str(folder.training_prefix(record.scenario)))
-        # Without any epoch there is none, unless it was killed just after the first was saved.
-        resumes = bool(record.epochs) or order.last_path.exists()
+        # There is none if the first one could not be written. And one that was killed just after
+        # the first was saved has one without any epoch.
+        was_saved = any(epoch.checkpoint_bytes is not None for epoch in record.epochs)
+        resumes = was_saved or order.last_path.exists()
         record = dataclasses.replace(
-            record, ended_by=None, outcome=None, num_resumed=record.num_resumed + 1
-        )
+            record, ended_by=None, outcome=None, reason="", detail="",
+            num_resumed=record.num_resumed + 1,
+        )  # fmt: skip
         return self._train(record, folder, resumes=resumes)
 
     def _train(self, record: TrainingRecord, folder: store.RunFolder, *, resumes: bool) -> int:
         prefix = folder.training_prefix(record.scenario).absolute()
         order = TrainOrder(plan=record.plan, save_to=str(prefix), resume=resumes)
         begun_s, before_s = time.monotonic(), record.wall_s
+        has_begun = False
         self._display.name = record.scenario.id
 
         def on_training(message: TrainingBegun | EpochDone) -> None:
-            nonlocal record
+            nonlocal record, has_begun
             if isinstance(message, TrainingBegun):
+                has_begun = True
                 record = _begun(record, message)
             else:
                 record = record.with_epoch(message.epoch)
@@ -224,6 +229,8 @@ class _Session:
         except KeyboardInterrupt:
             folder.save_training(record)  # it may have come while an epoch was being saved
             return self._interrupted(record, folder)
+        if ending.of_checkpoint and not has_begun:  # what is known of the training stands
+            raise CheckpointError(ending.reason)
         record = dataclasses.replace(
             record,
             ended_by=ending.answers[0] if ending.answers else None,
@@ -233,6 +240,8 @@ class _Session:
             wall_s=before_s + wall_s,
         )
         folder.save_training(record)
+        if ending.of_checkpoint:
+            raise CheckpointError(ending.reason)
         return self._show(record, folder)
 
     def _interrupted(self, record: TrainingRecord, folder: store.RunFolder) -> int:

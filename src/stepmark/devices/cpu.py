@@ -30,8 +30,10 @@ class CpuDevice(TorchDevice):
         return HostMarks()
 
     def configure(self, *, tf32: bool) -> None:
-        """Keep oneDNN from rounding fp32 inputs to bf16 or tf32 where the CPU has units for it."""
-        assert not tf32, "obstacle() refuses tf32 on a CPU"
+        """Keep oneDNN from rounding fp32 inputs to bf16 or tf32 where the CPU has units for it.
+
+        tf32 is asked for only beside a GPU, of a model with layers on both; it is the GPU's.
+        """
         for operation in _OPERATIONS:
             getattr(_BACKENDS.mkldnn, operation).fp32_precision = "ieee"
 

@@ -58,12 +58,13 @@ class DevicePair(TorchDevice):
         return PairMarks(self)
 
     def configure(self, *, tf32: bool) -> None:
-        """Of the first one's kind: the other one is of the same, or the CPU."""
+        """Of both: each kind of device has switches of its own."""
         self.first.configure(tf32=tf32)
+        self.second.configure(tf32=tf32)
 
     def settings(self) -> dict[str, str]:
-        """See `stepmark.devices.Device`."""
-        return self.first.settings()
+        """Of both; a name that both have is one switch of the process, for all of that kind."""
+        return {**self.first.settings(), **self.second.settings()}
 
     def reset_peaks(self) -> None:
         """See `stepmark.devices.Device`."""

@@ -55,7 +55,7 @@ class Ending:
     Attributes:
         answers: rank by rank what the order asked for: records, profiles, or ceilings; none unless
             it is ``ok``.
-        of_checkpoint: it failed by a checkpoint that was to be gone on from.
+        of_checkpoint: it failed by a checkpoint, which cannot be gone on from or be written.
     """
 
     outcome: Outcome

@@ -278,7 +278,7 @@ class Failed:
         outcome: what that makes of the scenario.
         reason: one line.
         detail: the traceback.
-        of_checkpoint: it is a checkpoint that was to be gone on from.
+        of_checkpoint: it is a checkpoint's, which cannot be gone on from or be written.
     """
 
     rank: int

@@ -159,7 +159,7 @@ def _open(order: Order, rank: int) -> Place:
     if order.cpus:
         share = len(order.cpus) // order.scenario.num_processes
         os.sched_setaffinity(0, order.cpus[rank * share : (rank + 1) * share])
-    if order.work is Work.MEASURE:
+    if order.work in (Work.MEASURE, Work.TRAIN):
         # Of its own, and empty: what was compiled before would be found there, in no time.
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{order.folder}/rank{rank}.compiled"
         os.environ["TRITON_CACHE_DIR"] = f"{order.folder}/rank{rank}.triton"

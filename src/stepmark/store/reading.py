@@ -80,7 +80,8 @@ def _read_folder(path: Path) -> Run:
     wanted = ((s.id, r) for r in range(planned.plan.repeats) for s in planned.scenarios)
     missing = tuple(pair for pair in wanted if pair not in done)
     trainings = [read(file, TrainingRecord, LOST_TRAINING) for file in _files(path / TRAININGS)]
-    trainings = [training for training in trainings if training.epochs]
+    # One that was interrupted in its first epoch says nothing; one that failed there says why.
+    trainings = [t for t in trainings if t.epochs or t.outcome is not None]
     if not results and not trainings:
         raise UsageError(f"{path}: the run holds no results yet; resume it with --resume")
     profiles = [read(file, Profile, LOST_PROFILE) for file in _files(path / PROFILES)]

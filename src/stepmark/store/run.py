@@ -47,7 +47,7 @@ class Run:
         results: in the order in which they were measured.
         profiles: of scenarios that were profiled.
         trials: of advice.
-        trainings: that have finished an epoch.
+        trainings: that have finished an epoch, or ended without one.
         by_pytest: its scenarios came from tests, which alone can measure it again whole.
         missing: planned scenario ids and repeats without a result: the run was interrupted.
     """

@@ -4,12 +4,16 @@
     SAVE_TO.last.pt  the same, and what else the next epoch begins with
 
 Both are dictionaries of tensors and plain values, which ``torch.load(weights_only=True)`` reads.
-Random states are not in them: what an epoch draws depends on its number alone.
+Random states are not in them: what an epoch draws depends on its number alone. Loader workers
+that live on from epoch to epoch are the exception: those of a training that is gone on with draw
+what they would not have drawn without the interruption.
 """
 
 import json
 import os
 import pickle
+import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +30,12 @@ from stepmark.training import Epoch, TrainOrder
 
 _FORMAT = 1
 _REMEDY = "begin the training again under another name"
+_WITHOUT = "begin it under another name with --no-checkpoint"
+# Of a terminal: torch sets part of its message in bold.
+_ESCAPE_CODE = re.compile(r"\x1b\[[0-9;]*m")
+# What torch says of an object that it does not load, amid advice for those who call it.
+_REFUSED = re.compile(r"Unsupported \w+: .*? was not an allowed global")
+_LONGEST_TEXT = 200  # characters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,8 +115,9 @@ def load(trained: Trained, order: TrainOrder) -> tuple[Epoch, ...]:
         if trained.training.scaler is not None:
             trained.training.scaler.load_state_dict(content["scaler"])
     except (RuntimeError, ValueError, KeyError) as error:  # the workload's code has changed
-        text = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: does not fit the workload ({text}); {_REMEDY}") from error
+        raise CheckpointError(
+            f"{path}: does not fit the workload ({_one_line(error)}); {_REMEDY}"
+        ) from error
     return decode(tuple[Epoch, ...], json.loads(content["epochs"]))
 
 
@@ -127,9 +138,14 @@ def write(path: Path, content: dict[str, Any]) -> int:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:  # torch makes the latter of a full disk
         temporary.unlink(missing_ok=True)
-        text = " ".join(str(error).split())
         raise CheckpointError(
-            f"{path}: cannot be written ({text}); make room, or give --no-checkpoint"
+            f"{path}: cannot be written ({_one_line(error)}); make room and go on with --resume, "
+            f"or {_WITHOUT}"
+        ) from error
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: the training's state cannot be saved ({_one_line(error)}); {_WITHOUT}"
         ) from error
     return num_bytes
 
@@ -145,8 +161,16 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"{path}: is not there; {_REMEDY}") from None
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        text = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: cannot be loaded ({text}); {_REMEDY}") from error
+        # A whole file, and yet refused: it will be so under any name.
+        refused = isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path)
+        remedy = _WITHOUT if refused else _REMEDY
+        raise CheckpointError(f"{path}: cannot be loaded ({_one_line(error)}); {remedy}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is no checkpoint of this suite; {_REMEDY}")
     return content
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(_ESCAPE_CODE.sub("", str(error)).split())
+    refused = _REFUSED.search(text)
+    return refused[0] if refused else text[:_LONGEST_TEXT]

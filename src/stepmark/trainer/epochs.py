@@ -77,7 +77,9 @@ class Epochs:
         """Train for one epoch; what it holds of the evaluation is left empty."""
         device, loader = self._device, self._loader
         num_full, rest = divmod(loader.num_batches, self._accumulation)
-        num_marked = min(num_full, max(1, MOST_MARKS // len(self._order)))
+        # A mark that waits would serialise the steps, and their time with them.
+        most_marked = max(1, MOST_MARKS // len(self._order)) if device.marks_steps else 0
+        num_marked = min(num_full, most_marked)
         marks = PhaseMarks(device.marks(len(self._order) * num_marked + 1), self._order)
         metrics = self._metrics()
         smoothed = SmoothedLoss(self._watched, device.torch_device)
@@ -90,8 +92,9 @@ class Epochs:
         batches = loader.batches()
         start_s = self._now_s()
         applied.begin()
-        marks.begin()
-        train(self._training, batches, range(num_marked), [*callbacks, marks])
+        if num_marked:
+            marks.begin()
+            train(self._training, batches, range(num_marked), [*callbacks, marks])
         train(self._training, batches, range(num_full - num_marked), callbacks)
         if rest:
             shorter = dataclasses.replace(self._training, accumulation=rest)

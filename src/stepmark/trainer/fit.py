@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from stepmark.building import checked_loss
+from stepmark.compiling import Compiler
 from stepmark.place import Place
 from stepmark.scenario import Plan, Scenario
 from stepmark.session import Built, Progress, build, require_images, seed
@@ -41,7 +42,7 @@ def fit(
         place: this rank's.
         progress: told the stage; never called while an epoch is timed.
         on_begin: told before the first epoch what is trained on, and which epochs are done.
-        on_epoch: told of each epoch as soon as it is finished, and saved.
+        on_epoch: told of each epoch as soon as it is finished, and saved if it can be.
 
     Raises:
         WorkloadError: the workload cannot be found or built, or does not suit the scenario.
@@ -74,10 +75,13 @@ def fit(
         epoch = epochs.evaluate(epoch)
         scheduling.on_epoch_end(epoch.watched_loss)
         is_best = improves(epoch.watched_loss, [e.watched_loss for e in done])
+        epoch = _without_compiler(epoch, built.compiler)
         done.append(dataclasses.replace(epoch, is_best=is_best))
-        if wanted.checkpoint and place.rank == 0:
-            done[-1] = _save(trained, done, order, place)
-        on_epoch(done[-1])
+        try:
+            if wanted.checkpoint and place.rank == 0:
+                done[-1] = _save(trained, done, order, place)
+        finally:  # what was measured is told even if it cannot be saved
+            on_epoch(done[-1])
     place.barrier()
     return end
 
@@ -88,6 +92,15 @@ def _end(done: Sequence[Epoch], order: TrainOrder) -> EndOfTraining | None:
     if has_stalled([epoch.watched_loss for epoch in done], order.plan.patience):
         return EndOfTraining.PATIENCE
     return None
+
+
+def _without_compiler(epoch: Epoch, compiler: Compiler | None) -> Epoch:
+    """End the compiler's processes if it was at work; the epoch, with what that took."""
+    if compiler is None:
+        return epoch
+    if compiler.take_new():
+        compiler.rest()
+    return dataclasses.replace(epoch, compile_s=compiler.take_s())
 
 
 def _rate(done: Sequence[Epoch]) -> float | None:
@@ -145,6 +158,20 @@ def _facts(built: Built, scenario: Scenario, steps_per_epoch: int, order: TrainO
         notes.append(
             f"{scenario.world_size - uneven} of the samples are trained on twice in an epoch: "
             f"{num_samples} cannot be dealt out evenly to {scenario.world_size} ranks"
+        )
+    if not built.place.device.marks_steps:
+        notes.append(
+            f"{built.place.device.name}: no phases, since marking them would make the steps wait"
+        )
+    if built.compiler is not None:
+        notes.append(
+            "the first epoch, and the first one after each resumption, includes compiling: "
+            "compile_s of each epoch says how much"
+        )
+    if order.resume and scenario.persistent_workers:
+        notes.append(
+            "loader workers that live on from epoch to epoch began anew: what they draw is not "
+            "what they would have drawn without the interruption"
         )
     if not evaluates:
         notes.append("nothing is validated: best epoch, plateau and patience go by the train loss")

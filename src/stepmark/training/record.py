@@ -42,13 +42,16 @@ class Epoch:
             rank.
         valid_s: the same of the evaluation.
         phases: mean per step over its first ``num_phase_steps`` steps; ``None`` where its steps
-            all had fewer micro-batches than ``accumulation``.
+            all had fewer micro-batches than ``accumulation``, or the device cannot mark phases
+            without waiting.
         num_phase_steps: how many these are.
         skipped_steps: that the gradient scaler skipped; ``None`` where that is not known.
         checkpoint_s: saving the model; ``None`` if it was not saved, or the training was killed
             before this could be told.
         checkpoint_bytes: size of the files written, or ``None`` as before.
         is_best: no epoch before it has a watched loss as low.
+        compile_s: of ``train_s`` and ``valid_s``, in which torch.compile was at work on the first
+            rank; ``None`` where the model is not compiled.
     """
 
     epoch: int
@@ -69,6 +72,7 @@ class Epoch:
     checkpoint_s: float | None = None
     checkpoint_bytes: int | None = None
     is_best: bool = False
+    compile_s: float | None = None
 
     @property
     def samples_per_s(self) -> float:

@@ -24,10 +24,11 @@ def training(material: Material) -> Sequence[Block]:
                 title = f"{label}: {title}"
             blocks.append(Heading(text=title))
             blocks.append(Findings(items=list(_findings(record))))
-            figure = draw_epochs(record.epochs, title=title)
-            blocks.append(Plot(title=f"Learning: {title}", figure=figure, wide=True))
-            blocks += _time(title, record)
-            blocks.append(_table(title, record))
+            if record.epochs:
+                figure = draw_epochs(record.epochs, title=title)
+                blocks.append(Plot(title=f"Learning: {title}", figure=figure, wide=True))
+                blocks += _time(title, record)
+                blocks.append(_table(title, record))
     explained = Paragraph(
         text="Whole epochs, from before the loader starts until the last step is done: samples/s "
         "is lower here than in a measured window, which meets no epoch's end and leaves warm-up "
@@ -76,6 +77,8 @@ def _ended(record: TrainingRecord) -> str:
         text = (
             f"After {done} of {plan.epochs}: {count(plan.patience, 'epoch')} without a lower loss."
         )
+    elif record.outcome is not None and not record.epochs:
+        text = f"Before its first epoch was done: {record.outcome}: {record.reason}."
     elif record.outcome is not None:
         text = f"After {done} of {plan.epochs}: {record.outcome}: {record.reason}."
     else:
@@ -117,7 +120,8 @@ def _whole_s(epoch: Epoch) -> float:
 def _table(title: str, record: TrainingRecord) -> Table:
     header = (
         "epoch", "train loss", "smoothed", "accuracy", "valid loss", "accuracy", "rate",
-        "samples/s", "training", "validation", "checkpoint", "written", "skipped steps",
+        "samples/s", "training", "validation", "compiling", "checkpoint", "written",
+        "skipped steps",
     )  # fmt: skip
     rows = [_row(epoch, epoch is record.best) for epoch in record.epochs]
     caption = f"{title}: epochs"
@@ -165,6 +169,7 @@ def _row(epoch: Epoch, is_best: bool) -> tuple[str, ...]:
         format_rate(epoch.samples_per_s),
         format_seconds(epoch.train_s),
         known(epoch.valid_s, format_seconds),
+        known(epoch.compile_s or None, format_seconds),
         known(epoch.checkpoint_s, format_seconds),
         known(epoch.checkpoint_bytes, format_bytes),
         str(epoch.skipped_steps) if epoch.skipped_steps else EMPTY,
