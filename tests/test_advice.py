@@ -494,7 +494,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setattr(pairs, "_PAIR_S", 0.5)
         patch.setattr(pairs, "_FEWEST_ROUNDS", 4)
-        patch.setattr(advising, "_WARM_UP_S", 0.5)
+        patch.setattr(advising.pairs, "_WARM_UP_S", 0.5)
         patch.setattr(advice_command, "_STEPS", 5)
         patch.setattr(advice_command, "interrupt_once", lambda *_: None)
         words = ["--workload", "slow.py:build", "--batch-size", "8", "--threads", "1"]

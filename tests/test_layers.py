@@ -45,6 +45,7 @@ ROWS = (
     (
         "runner",
         "session",
+        "preparing",
         "measurement",
         "building",
         "trainer",

@@ -19,7 +19,7 @@ from commands import environment
 from torch import nn
 from torch.optim import lr_scheduler
 
-from stepmark import Plan, Scenario, StepmarkError, session, trainer, workloads
+from stepmark import Plan, Scenario, StepmarkError, preparing, trainer, workloads
 from stepmark.choices import CompileMode
 from stepmark.data.idx import generate
 from stepmark.devices import BACKENDS, Device, DevicePair
@@ -131,7 +131,7 @@ def test_two_epochs_and_two_more_are_exactly_four(
     assert [epoch.epoch for epoch in twice.epochs] == [1, 2, 3, 4]
     assert twice.learned == once.learned
     assert torch.equal(weights(twice.last), weights(once.last))
-    session.seed(SEED)
+    preparing.seed(SEED)
     untrained = {"model": workloads.load(workload)().model.state_dict()}
     assert not torch.equal(weights(first.last), weights(untrained)), "something was learned"
 

@@ -11,11 +11,11 @@ from torch.profiler import record_function
 from stepmark.loop import Callback
 from stepmark.measurement import Measurement
 from stepmark.place import Place
+from stepmark.preparing import Prepared, Progress, prepare
 from stepmark.probes.ledger import HeldMemory
 from stepmark.probes.timing import phase_order
 from stepmark.profile import RankProfile
 from stepmark.scenario import Plan, Scenario
-from stepmark.session import Prepared, Progress, prepare
 from stepmark.trace.attribution import DRAIN, PHASE
 
 # Of the profiler, before the steps that count: its first ones are slow.

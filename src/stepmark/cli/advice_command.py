@@ -1,20 +1,19 @@
 """``stepmark advice``."""
 
-import dataclasses
 import json
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepmark import advising, ceilings, machine, stats, store, suite
+from stepmark import stats, store, suite
 from stepmark.advice import ADVICE, Trial, find
 from stepmark.advice import output as written
-from stepmark.advice.catalogue import COMBINATIONS
-from stepmark.advice.judgement import FEWEST_PAIRS
+from stepmark.advising import AdviceSession, Pairs, Watch
+from stepmark.advising.session import REPEATS
 from stepmark.choices import Task
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import StatusLine, time_left
@@ -26,12 +25,8 @@ from stepmark.scenario import Plan, Scenario
 from stepmark.units import format_percent, format_rate
 
 DEFAULT_WORKLOAD = "mlp-fashion-mnist"
-# Fresh processes of the scenario and of the best combination, for the figures at the end.
-_REPEATS = 3
 _STEPS, _MAX_SECONDS = 200, 3.0
 _TIMEOUT_S = 300.0
-# Part of the budget that is kept for combinations and for these.
-_MOST_RESERVED = 0.4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,18 +71,18 @@ def advise(scenarios: list[Scenario] | None, asked: Asked) -> int:
     _check(scenarios, asked)
     end_s = time.monotonic() + asked.budget_s
     interrupt_once(signal.SIGINT)
-    session: _Session | None = None
+    session: AdviceSession | None = None
     try:
         with AdviceDisplay(sys.stderr) as display, Runner() as runner:
             display.draw("starting the measuring processes")
             folder = _open(scenarios, asked, runner)
-            session = _Session(folder, runner, display, end_s)
+            session = AdviceSession(folder, runner, display, end_s)
             session.plan(asked.only)
             base = session.result(session.scenario, 0)
             if base.outcome is not Outcome.OK:
                 return _cannot_be_measured(base, asked)
             timeout = folder.planned.plan.timeout if asked.timeout is None else asked.timeout
-            with advising.Pairs(timeout) as pairs:
+            with Pairs(timeout) as pairs:
                 session.pursue(pairs)
             session.measure_best()
     except KeyboardInterrupt:
@@ -149,147 +144,13 @@ def _open(scenarios: list[Scenario] | None, asked: Asked, runner: Runner) -> sto
     plan = Plan(
         steps=_STEPS,
         max_seconds=_MAX_SECONDS,
-        repeats=_REPEATS,
+        repeats=REPEATS,
         timeout=_TIMEOUT_S if asked.timeout is None else asked.timeout,
     )
     return suite.begin(asked.results, name, suite.resolve(scenarios, runner), plan)
 
 
-class _Session:
-    """One run of advice, from the scenario itself to the best combination."""
-
-    def __init__(
-        self, folder: store.RunFolder, runner: Runner, display: "AdviceDisplay", end_s: float
-    ) -> None:
-        self.folder = folder
-        self.scenario = folder.planned.scenarios[0]
-        self.trials: dict[str, Trial] = {}
-        self.combinations: dict[str, Trial] = {}
-        self.best: Scenario | None = None
-        self.results: list[Result] = []
-        self._runner = runner
-        self._display = display
-        self._end_s = end_s
-        self._most_reserved_s = _MOST_RESERVED * (end_s - time.monotonic())
-        self._known = ceilings.load(folder.path.parent, runner.machine)
-
-    def result(self, scenario: Scenario, repeat: int) -> Result:
-        """Measured in a fresh process, or found."""
-        found = self.folder.find(scenario, repeat)
-        if found is None:
-            self._display.draw("measuring", scenario.id)
-            found = self._runner.run(scenario, self.folder.planned.plan, repeat=repeat)
-            found = ceilings.attach(found, self._known)
-            self.folder.save(found)
-        self.results.append(found)
-        return found
-
-    def plan(self, only: Sequence[str] | None) -> None:
-        """What is to be tried: what was planned before, or all that was asked for.
-
-        What failed before is tried once more.
-        """
-        commit = machine.commit(Path.cwd())
-        trials = [trial for trial in self.folder.trials() if find(trial.advice)]
-        if not trials:
-            trials = advising.plan_trials(self.scenario, self._runner.machine, only, commit)
-            for trial in trials:
-                self.folder.save_trial(trial)
-        elif any(trial.commit != commit for trial in trials if trial.pairs):
-            self._display.warn(
-                "the code is of another commit than when this run was begun: its pairs are not all "
-                "of one state"
-            )
-        self.trials = {t.advice: dataclasses.replace(t, failure="") for t in trials}
-
-    def pursue(self, pairs: advising.Pairs) -> None:
-        """Measure pairs of the advice, and of what held together."""
-        for trial in self._pursued(pairs, self.trials, self._reserve_s):
-            self.trials[trial.advice] = trial
-        wanted = advising.combination(
-            self.scenario, list(self.trials.values()), self._runner.machine
-        )
-        saved = {trial.with_it: trial for trial in self.folder.trials() if not find(trial.advice)}
-        self.folder.remove_trials(COMBINATIONS)
-        for trial in wanted:
-            then = saved.get(trial.with_it, trial)
-            if len(then.pairs) > len(trial.pairs):
-                trial = dataclasses.replace(then, advice=trial.advice, failure="")
-            self.folder.save_trial(trial)
-            self.combinations[trial.advice] = trial
-        for trial in self._pursued(pairs, self.combinations, self._remeasure_s):
-            self.combinations[trial.advice] = trial
-
-    def _pursued(
-        self, pairs: advising.Pairs, trials: dict[str, Trial], reserve_s: Callable[[], float]
-    ) -> Iterator[Trial]:
-        def add(trial: Trial) -> Trial:
-            self._display.on_pair(trial, list(trials), self._end_s - time.monotonic())
-            found = pairs.add_to(trial)
-            self.folder.save_trial(found)
-            return found
-
-        def left_s() -> float:
-            return self._end_s - time.monotonic() - reserve_s()
-
-        yield from advising.pursue(list(trials.values()), add, left_s)
-
-    def _remeasure_s(self) -> float:
-        return 2 * _REPEATS * self.results[0].wall_s
-
-    def _reserve_s(self) -> float:
-        """Seconds that combinations and the figures at the end will take, as far as is known."""
-        walls = [pair.wall_s for trial in self.trials.values() for pair in trial.pairs]
-        each_s = stats.median(walls) if walls else 0.0
-        return min(2 * FEWEST_PAIRS * each_s + self._remeasure_s(), self._most_reserved_s)
-
-    def measure_best(self) -> None:
-        """The scenario and the best combination in fresh processes, by turns.
-
-        Nothing, while more time could show another one to be the best.
-        """
-        best = advising.best(self.scenario, list(self.combinations.values()))
-        if best == self.scenario and self.is_unfinished:
-            return
-        self.best = best
-        for repeat in range(_REPEATS):
-            for scenario in dict.fromkeys((self.scenario, self.best)):
-                if (scenario, repeat) != (self.scenario, 0):
-                    self.result(scenario, repeat)
-
-    @property
-    def is_unfinished(self) -> bool:
-        """Whether something is left that more time would decide."""
-        trials = [*self.trials.values(), *self.combinations.values()]
-        return any(
-            not (trial.obstacle or trial.failure) and len(trial.pairs) < FEWEST_PAIRS
-            for trial in trials
-        )
-
-    @property
-    def gain(self) -> float | None:
-        """Median throughput of the best over the scenario's, in fresh processes.
-
-        ``None`` if one of the best's was not measured, or its gradient scaler skipped steps.
-        """
-        best = [result for result in self.results if result.scenario == self.best]
-        skipped = (rank.skipped_steps for result in best for rank in result.ranks)
-        if any(result.outcome is not Outcome.OK for result in best) or any(skipped):
-            return None
-        rates = self.rates()
-        then, now = (rates.get(s.id) for s in (self.scenario, self.best) if s is not None)
-        return stats.median(now) / stats.median(then) if then and now else None
-
-    def rates(self) -> dict[str, list[float]]:
-        """Samples per second in fresh processes, by scenario id."""
-        rates: dict[str, list[float]] = {}
-        for result in self.results:
-            if result.samples_per_s is not None:
-                rates.setdefault(result.scenario.id, []).append(result.samples_per_s)
-        return rates
-
-
-def _show(session: _Session, asked: Asked) -> None:
+def _show(session: AdviceSession, asked: Asked) -> None:
     trials = [*session.trials.values(), *session.combinations.values()]
     if asked.json:
         best = None if session.best is None else written.Best(session.best, session.gain)
@@ -299,7 +160,7 @@ def _show(session: _Session, asked: Asked) -> None:
     print(f"saved: {session.folder.path}", file=sys.stderr)
 
 
-def _ending(session: _Session) -> str:
+def _ending(session: AdviceSession) -> str:
     """What the best combination came to in fresh processes, and the command that measures it."""
     if session.best is None:
         return ""
@@ -329,11 +190,15 @@ def _resume_command(folder: store.RunFolder) -> str:
     return shlex.join([*words, "--results", str(folder.path.parent)])
 
 
-class AdviceDisplay(StatusLine):
+class AdviceDisplay(StatusLine, Watch):
     """A line on how far it is. Use as a context."""
 
+    def on_measuring(self, scenario: Scenario) -> None:
+        """See `Watch`."""
+        self.draw("measuring", scenario.id)
+
     def on_pair(self, trial: Trial, names: Sequence[str], left_s: float) -> None:
-        """One more pair of a trial is measured."""
+        """See `Watch`."""
         self.draw(
             f"{names.index(trial.advice) + 1} of {len(names)}",
             time_left(max(0.0, left_s)),
@@ -342,7 +207,7 @@ class AdviceDisplay(StatusLine):
         )
 
     def warn(self, text: str) -> None:
-        """Something to know before numbers come; in a log, where there is no terminal, too."""
+        """See `Watch`; in a log, where there is no terminal, too."""
         if self.is_shown:
             self.print(f"warning: {text}")
         else:

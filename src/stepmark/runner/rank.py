@@ -19,6 +19,7 @@ from stepmark.calibration import calibrate
 from stepmark.errors import CheckpointError, ObstacleError, StepmarkError
 from stepmark.loading import die_with_parent
 from stepmark.place import Place, leave_process_group, open_place
+from stepmark.preparing import Progress
 from stepmark.result import Outcome
 from stepmark.runner.messages import (
     Calibrated,
@@ -118,7 +119,7 @@ def main(order_json: str) -> None:
 def _do(
     order: Order,
     place: Place,
-    progress: session.Progress,
+    progress: Progress,
     say: Callable[[Message], None],
     channel: Channel,
 ) -> None:

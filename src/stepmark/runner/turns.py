@@ -8,11 +8,12 @@ from pathlib import Path
 
 from stepmark.measurement import Measurement, value_of
 from stepmark.place import Place
+from stepmark.preparing import Progress, prepare
 from stepmark.probes.memory import HostMemory, workers_bytes
 from stepmark.runner.messages import PEAK, Costs, Order, Ready, Turn, Turned
 from stepmark.runner.origins import check_origins
 from stepmark.scenario import Scenario
-from stepmark.session import Progress, epoch_turn, prepare, read_memory
+from stepmark.session import epoch_turn, read_memory
 
 # Loss after the first step says that data and forward pass are the same, after the third one that
 # backward pass and optimizer are.

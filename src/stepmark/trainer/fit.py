@@ -8,8 +8,8 @@ import torch
 from stepmark.building import checked_loss
 from stepmark.compiling import Compiler
 from stepmark.place import Place
+from stepmark.preparing import Built, Progress, build, require_images, seed
 from stepmark.scenario import Plan, Scenario
-from stepmark.session import Built, Progress, build, require_images, seed
 from stepmark.trainer import checkpoint
 from stepmark.trainer.checkpoint import Trained
 from stepmark.trainer.epochs import Epochs
