@@ -283,7 +283,7 @@ COMPILERS: list[_Compiler] = []
 def test_an_epoch_says_what_compiling_took_of_it_and_the_compiler_ends_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "Compiler", _Compiler)
+    monkeypatch.setattr(preparing, "Compiler", _Compiler)
     found = fit(tmp_path, compile=CompileMode.DEFAULT)
     assert [epoch.compile_s for epoch in found.epochs] == [3.0, 0.0, 0.0]
     assert COMPILERS[-1].num_rests == 1
