@@ -148,6 +148,7 @@ def test_a_compiled_model_trains_the_same(
 
     assert_same(trained(workload(), scenario(), micro_batches(BATCH), compiled), plain)
     readings = {reading.name: reading.value for reading in compiler.readings()}
+    compiler.rest()
     assert readings["compiled_graphs"] == 1
     assert compiler.take_new() > 0
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -398,7 +398,21 @@ def wait_for(sampler: SamplerProcess) -> None:
         values = sampler.cut()[FIRST].series["power_w"].values
 
 
-def test_the_process_samples_while_it_is_told_to(tmp_path: Path) -> None:
+@pytest.fixture
+def started() -> Callable[[], psutil.Process]:
+    """The one child that this process has got since; other tests' helpers may still be there."""
+    before = set(psutil.Process().children())
+
+    def find() -> psutil.Process:
+        (process,) = set(psutil.Process().children()) - before
+        return process
+
+    return find
+
+
+def test_the_process_samples_while_it_is_told_to(
+    tmp_path: Path, started: Callable[[], psutil.Process]
+) -> None:
     points = [[0, 0.0], [60, 60 * 200.0]]
     with play(tmp_path, {"devices": [device(energy_j=points, power_w=200.0)]}) as sampler:
         assert sampler.cut() == {}
@@ -415,15 +429,16 @@ def test_the_process_samples_while_it_is_told_to(tmp_path: Path) -> None:
             assert "no device with UUID" in tapes[SECOND].error
             expected = 2.5 / TICK_S
             assert 0.5 * expected < len(tapes[FIRST].series["power_w"].values) < 1.2 * expected
-        (process,) = psutil.Process().children()
+        process = started()
     assert not process.is_running()
 
 
-def test_a_sampling_process_that_dies_is_said_so_and_the_next_one_serves(tmp_path: Path) -> None:
+def test_a_sampling_process_that_dies_is_said_so_and_the_next_one_serves(
+    tmp_path: Path, started: Callable[[], psutil.Process]
+) -> None:
     with play(tmp_path, {"devices": [device()]}) as sampler:
         sampler.watch(FIRST)
-        (process,) = psutil.Process().children()
-        process.kill()
+        started().kill()
         tape = sampler.cut()[FIRST]
         assert tape.error == "the sampling process died"
         assert math.isnan(next((r.value for r in readings(tape, 0, 9) if r.value), math.nan))

@@ -194,8 +194,12 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_interruptible")
 def test_an_interrupt_ends_both_sides(runner: Runner, tmp_path: Path) -> None:
-    loss = f"if calls == 40: os.kill({os.getpid()}, signal.SIGINT)"
-    base, head = make_side(tmp_path, "base"), make_side(tmp_path, "head", loss=loss)
+    base, once = make_side(tmp_path, "base"), tmp_path / "once"
+    # Once both have begun, whichever came first, and however fast this machine is.
+    both = f"os.path.exists({str(base.directory / 'log')!r}) and not os.path.exists({str(once)!r})"
+    loss = f"if calls > 40 and {both}: "
+    loss += f"open({str(once)!r}, 'w').close(); os.kill({os.getpid()}, signal.SIGINT)"
+    head = make_side(tmp_path, "head", loss=loss)
     with pytest.raises(KeyboardInterrupt):
         run(runner, base, head)
     pids = {json.loads(line)[2] for s in (base, head)
