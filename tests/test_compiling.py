@@ -10,7 +10,7 @@ import torch
 from scripted_workload import Script
 from torch import Tensor, nn
 
-from stepmark import Plan, Scenario, compiling, session
+from stepmark import Plan, Scenario, compiling, preparing, session
 from stepmark.choices import CompileMode
 from stepmark.compiling import Compiler
 from stepmark.devices import BACKENDS
@@ -105,7 +105,7 @@ class _Busy:
 
 
 def test_a_window_in_which_something_was_compiled_is_unfit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "Compiler", _Busy)
+    monkeypatch.setattr(preparing, "Compiler", _Busy)
     monkeypatch.setattr(scripted_workload, "SCRIPT", Script(forward_s=0.05))
     device = ScriptedDevice(scripted_workload.SCRIPT.clock)
     place = Place(rank=0, device=device, threads=1, requested_s=0.0)
