@@ -177,6 +177,8 @@ def test_compiling_is_told_with_what_it_costs_and_when_it_has_paid() -> None:
     found = judge(dataclasses.replace(trial, pairs=pairs), FASTER)
     assert "9.00 s longer" in found.remark
     assert "after 27,000 samples" in found.remark
+    together = dataclasses.replace(trial, advice="combination", pairs=pairs)
+    assert judge(together, FASTER).remark == "", "its parts were compiled before"
 
 
 def test_pairs_of_the_same_code_hardly_ever_come_to_a_verdict() -> None:

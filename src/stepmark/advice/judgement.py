@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from stepmark import stats
-from stepmark.advice.catalogue import Claim, Quantity
+from stepmark.advice.catalogue import Claim, Quantity, find
 from stepmark.advice.record import Measured, Trial
 from stepmark.choices import CompileMode
 from stepmark.units import format_change, format_percent, format_seconds
@@ -109,6 +109,8 @@ def _compiling(trial: Trial) -> str:
     """What the first step costs where it compiles, and when that has paid."""
     if trial.with_it.compile is CompileMode.OFF or trial.without.compile is not CompileMode.OFF:
         return ""
+    if find(trial.advice) is None:
+        return ""  # of a combination some may have been compiled for its parts
     # The first pair's compiler found nothing that another one had left.
     costs_s = max(pair.with_it.first_step_s for pair in trial.pairs)
     costs_s -= stats.median([pair.without.first_step_s for pair in trial.pairs])

@@ -36,8 +36,12 @@ class Pairs:
         environment["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}/inductor"
         environment["TRITON_CACHE_DIR"] = f"{cache}/triton"
         self._runner = self._open.enter_context(Runner(environment=environment))
-        # Now, so that the first pair does not wait for the server.
-        self.machine = self._runner.machine
+        try:
+            # Its server starts now, so that the first pair does not wait for it.
+            _ = self._runner.machine
+        except BaseException:
+            self._open.close()
+            raise
         self._plan = Plan(steps=1, warmup=5, max_seconds=_WARM_UP_S, timeout=timeout)
         self._order = random.Random()
 

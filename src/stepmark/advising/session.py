@@ -126,13 +126,14 @@ class AdviceSession:
         yield from pursue(list(trials.values()), add, left_s)
 
     def _remeasure_s(self) -> float:
-        return 2 * REPEATS * self.results[0].wall_s
+        return (2 * REPEATS - 1) * self.results[0].wall_s
 
     def _reserve_s(self) -> float:
         """Seconds that combinations and the figures at the end will take, as far as is known."""
         walls = [pair.wall_s for trial in self.trials.values() for pair in trial.pairs]
         each_s = stats.median(walls) if walls else 0.0
-        return min(2 * FEWEST_PAIRS * each_s + self._remeasure_s(), self._most_reserved_s)
+        # The pairs of the best alone are those of its advice, as a rule.
+        return min(FEWEST_PAIRS * each_s + self._remeasure_s(), self._most_reserved_s)
 
     def measure_best(self) -> None:
         """The scenario and the best combination in fresh processes, by turns.
