@@ -4,7 +4,6 @@ It lives in a session of its own, so a terminal's Ctrl-C reaches the supervisor 
 supervisor is gone, however it went, the host kills what it started and leaves.
 """
 
-import contextlib
 import multiprocessing
 import os
 import queue
@@ -13,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from multiprocessing import resource_tracker
+import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NoReturn
@@ -44,7 +43,7 @@ def main(address: str, supervisor_pid: int) -> None:
     finally:
         # Whatever it was: if it is because the supervisor has gone, the listener is at it,
         # and must be let finish.
-        if host.leaving.wait(1.0):
+        if host.leaving.wait(1.0) or os.getppid() != supervisor_pid:
             listener.join()
 
 
@@ -72,6 +71,8 @@ class _Host:
         self._channel.send(self._warm_up())
         while True:
             event = self._events.get()
+            if self.leaving.is_set():
+                sys.exit("the supervisor is gone")
             if isinstance(event, Order):
                 threading.Thread(target=self._carry_out, args=(event,), daemon=True).start()
                 continue
@@ -151,18 +152,16 @@ class _Host:
 
 
 def _leave(folder: Path) -> NoReturn:
+    """End what was started, remove the folder, exit: whatever the other threads are doing.
+
+    Resource trackers outlive this process, their last user, by the moment they take to clean up.
+    """
     processes.end(processes.descendants)
-    # Of the tracker's users this process is the last one.
-    tracker = resource_tracker.getfd()
-    if tracker is not None:
-        with contextlib.suppress(OSError):
-            os.close(tracker)
-    processes.end_all(processes.descendants)
-    for _ in range(10):
-        # The other thread may be making files there.
+    deadline_s = time.monotonic() + processes.GRACE_S
+    while folder.exists() and time.monotonic() < deadline_s:
+        # Another thread may be making files there, seeing its processes die.
         shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            break
+        time.sleep(0.01)
     os._exit(0)
 
 
