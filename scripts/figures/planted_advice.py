@@ -1,8 +1,8 @@
 """Truths planted for ``stepmark advice`` to find: what workers gain, what accumulation saves.
 
-A dataset whose samples take 3 ms each, so that workers help by what theory says; and a network
-whose activations are nearly all of its memory, so that accumulation saves those of the larger
-batch.
+A dataset whose samples take 3 ms each, so that workers help by what theory says; a step that waits
+for nothing that workers could do, so that they gain nothing; and a network whose activations are
+nearly all of its memory, so that accumulation saves those of the larger batch.
 """
 
 import json
@@ -24,6 +24,8 @@ BATCH_SIZE = 16
 SAMPLE_S = 0.003
 # Values of a sample, and layers that each keep one copy of them for backward.
 WIDTH, LAYERS = 1 << 16, 16
+# Of a step whose batches cost nothing.
+STEP_S = 0.05
 NEAR = 0.15
 
 
@@ -43,6 +45,25 @@ def slow() -> Workload:
     return Workload(
         model=nn.Linear(4, 2),
         dataset=Slow(),
+        loss_fn=nn.CrossEntropyLoss(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+
+
+class Waiting(nn.Linear):
+    """A layer that takes as long as a step of a larger network."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits ``[batch, 2]``."""
+        time.sleep(STEP_S)
+        return super().forward(inputs)
+
+
+def busy() -> Workload:
+    """All of a step's time is the model's."""
+    return Workload(
+        model=Waiting(4, 2),
+        dataset=TensorDataset(torch.zeros(1024, 4), torch.zeros(1024, dtype=torch.int64)),
         loss_fn=nn.CrossEntropyLoss(),
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
     )
@@ -89,6 +110,13 @@ def main() -> None:
         f"{expected:.3f}: {found / expected - 1:+.1%} (target 15 %)"
     )
     missed = abs(found / expected - 1) > NEAR or claim["verdict"] != "holds"
+    entry = advise("busy", "workers")
+    (claim,) = entry["claims"]
+    print(
+        f"workers with nothing to do: {claim['verdict']}, {1 + claim['change']:.3f} times as fast "
+        f"({1 + claim['low']:.3f} to {1 + claim['high']:.3f}, {claim['num_pairs']} pairs)"
+    )
+    missed = missed or claim["verdict"] != "no difference seen"
     entry = advise("heavy", "accumulation")
     (claim,) = entry["claims"]
     saved = claim["without"] - claim["with"]

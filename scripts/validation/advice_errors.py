@@ -1,47 +1,113 @@
-"""How often advice would be told to hold, or not to, over recorded pairs of processes.
+"""How often advice would be told to hold, or not to, where nothing differs.
 
-The same judging as in ``stepmark advice``, on pairs drawn from the pool (see `pool.py`): of the
-same code on both sides, and with planted slowdowns.
+    python scripts/validation/advice_errors.py --minutes 20    # record pairs of advice's own
+    python scripts/validation/advice_errors.py                 # judge what is recorded
+
+The same judging as in ``stepmark advice``, on trials drawn from pairs of processes: those that
+advice measures itself, of two scenarios that differ in nothing but a learning rate's last digit
+(docs/validation/advice_pairs.jsonl, a line each as it was measured), and the gate's pool (see
+`pool.py`), which has slowdowns planted, too.
 """
 
+import argparse
+import dataclasses
+import json
 import math
 import random
+import time
 from collections import Counter
+from collections.abc import Sequence
 
 import pool
 
+from stepmark import codec
 from stepmark.advice import FASTER, Measured, MeasuredPair, Standing, Trial, judge
 from stepmark.advice.judgement import FEWEST_PAIRS, MOST_PAIRS, THRESHOLD, log_ratios, reach
+from stepmark.advising.pairs import Pairs
+from stepmark.advising.trials import begin
+from stepmark.choices import OptimizerName
 from stepmark.fingerprint import Machine
 from stepmark.scenario import Scenario
 
 NUM_TRIALS = 4000
+OWN = pool.POOL.parent / "advice_pairs.jsonl"
 MACHINE = Machine(host="", hardware={}, software={}, devices=())
 SCENARIO = Scenario(workload="recorded")
+# What advice is mostly given on; each with whatever cores it finds.
+KINDS = {
+    "mlp": Scenario(workload="mlp-fashion-mnist", batch_size=64),
+    "mlp, 2 workers": Scenario(workload="mlp-fashion-mnist", batch_size=64, num_workers=2),
+    "mlp, 2 ranks": Scenario(workload="mlp-fashion-mnist", batch_size=64, world_size=2),
+    "resnet18, 64 px": Scenario(workload="torchvision:resnet18?size=64", batch_size=8),
+}
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--minutes", type=float, help="record for so long, then judge")
+    minutes = parser.parse_args().minutes
+    if minutes is not None:
+        record(minutes)
     order = random.Random(0)
-    print("kind     slower by  holds  does not  no difference  pairs  interval +-")
-    for name in pool.CLASSES:
+    print(f"{'kind':<20} recorded  holds  does not  no difference  pairs  interval +-")
+    for name, pairs in own_pairs().items():
+        if pairs:
+            tell(name, pairs, order)
+    for kind in pool.CLASSES:
         for part in pool.PARTS:
-            pairs = [recorded(pair) for pair in pool.load(name, part)]
-            trials = [drawn(pairs, order) for _ in range(NUM_TRIALS)]
-            found = Counter(judge(trial, FASTER).standing for trial in trials)
-            num_pairs = sum(len(trial.pairs) for trial in trials) / NUM_TRIALS
-            reaches = sorted(reach(log_ratios(trial, FASTER.quantity)) for trial in trials)
-            shares = [
-                f"{100 * found[standing] / NUM_TRIALS:.1f} %"
-                for standing in (Standing.HOLDS, Standing.DOES_NOT_HOLD, Standing.NO_DIFFERENCE)
+            pairs = [recorded(pair) for pair in pool.load(kind, part)]
+            tell(f"gate's {kind}, {part:.0%} slower", pairs, order)
+
+
+def record(minutes: float) -> None:
+    """Measure pairs of two scenarios that are the same, kinds in turn, until time is up."""
+    deadline_s = time.monotonic() + 60 * minutes
+    num_pairs = {name: len(pairs) for name, pairs in own_pairs().items()}
+    with Pairs(timeout=120) as measuring, OWN.open("a") as file:
+        while time.monotonic() < deadline_s:
+            name = min(num_pairs, key=lambda name: num_pairs[name])
+            sides = [
+                dataclasses.replace(
+                    KINDS[name], device="cpu", threads=1, optimizer=OptimizerName.SGD, lr=lr
+                )
+                for lr in (1e-3, 1.001e-3)
             ]
-            print(
-                f"{name:<8} {part:9.0%} {shares[0]:>6} {shares[1]:>9} {shares[2]:>14} "
-                f"{num_pairs:6.1f} {100 * reaches[NUM_TRIALS // 2]:11.1f} %"
-            )
+            trial = measuring.add_to(begin("workers", (sides[0], sides[1]), MACHINE))
+            if not trial.pairs:
+                raise SystemExit(f"{name}: {trial.failure or trial.obstacle}")
+            file.write(json.dumps({"kind": name, **codec.encode(trial.pairs[0])}) + "\n")
+            file.flush()
+            num_pairs[name] += 1
+            print(f"{name}: {num_pairs[name]} pairs, {trial.pairs[0].wall_s:.1f} s", flush=True)
+
+
+def own_pairs() -> dict[str, list[MeasuredPair]]:
+    """Pairs recorded, by kind."""
+    found: dict[str, list[MeasuredPair]] = {name: [] for name in KINDS}
+    for line in OWN.read_text().splitlines() if OWN.exists() else []:
+        data = json.loads(line)
+        found[data.pop("kind")].append(codec.decode(MeasuredPair, data))
+    return found
+
+
+def tell(name: str, pairs: Sequence[MeasuredPair], order: random.Random) -> None:
+    """Print what trials drawn from these pairs come to."""
+    trials = [drawn(pairs, order) for _ in range(NUM_TRIALS)]
+    found = Counter(judge(trial, FASTER).standing for trial in trials)
+    num_pairs = sum(len(trial.pairs) for trial in trials) / NUM_TRIALS
+    reaches = sorted(reach(log_ratios(trial, FASTER.quantity)) for trial in trials)
+    shares = [
+        f"{100 * found[standing] / NUM_TRIALS:.1f} %"
+        for standing in (Standing.HOLDS, Standing.DOES_NOT_HOLD, Standing.NO_DIFFERENCE)
+    ]
+    print(
+        f"{name:<24} {len(pairs):4} {shares[0]:>6} {shares[1]:>9} {shares[2]:>14} "
+        f"{num_pairs:6.1f} {100 * reaches[NUM_TRIALS // 2]:11.1f} %"
+    )
 
 
 def recorded(pair: dict[str, dict[str, list[float]]]) -> MeasuredPair:
-    """A pair of the pool as if it had been measured for advice."""
+    """A pair of the gate's pool as if it had been measured for advice."""
     sides = (
         Measured(
             windows_s=tuple(pair[side]["turn_means_us"]),
@@ -58,27 +124,14 @@ def recorded(pair: dict[str, dict[str, list[float]]]) -> MeasuredPair:
     return MeasuredPair(without=without, with_it=with_it, wall_s=0.0)
 
 
-def drawn(pairs: list[MeasuredPair], order: random.Random) -> Trial:
+def drawn(pairs: Sequence[MeasuredPair], order: random.Random) -> Trial:
     """A trial of pairs drawn at random: as many as `stepmark.advising.pursue` would measure."""
-    trial = Trial(
-        advice="workers",
-        without=SCENARIO,
-        with_it=SCENARIO,
-        machine=MACHINE,
-        started_at="",
-        pairs=tuple(order.choices(pairs, k=MOST_PAIRS)),
-    )
+    picked = tuple(order.choices(pairs, k=MOST_PAIRS))
+    trial = dataclasses.replace(begin("workers", (SCENARIO, SCENARIO), MACHINE), pairs=picked)
     ratios = log_ratios(trial, FASTER.quantity)
     sizes = range(FEWEST_PAIRS, MOST_PAIRS + 1)
     enough = next((k for k in sizes if reach(ratios[:k]) <= math.log1p(THRESHOLD)), MOST_PAIRS)
-    return Trial(
-        advice=trial.advice,
-        without=SCENARIO,
-        with_it=SCENARIO,
-        machine=MACHINE,
-        started_at="",
-        pairs=trial.pairs[:enough],
-    )
+    return dataclasses.replace(trial, pairs=picked[:enough])
 
 
 if __name__ == "__main__":
