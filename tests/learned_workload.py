@@ -69,3 +69,28 @@ def spied() -> Workload:
 
     workload.model.register_forward_pre_hook(spy)
     return workload
+
+
+class OnlyTrains(nn.Linear):
+    """Gives a loss while it is trained, and something else otherwise."""
+
+    def forward(self, points: Tensor) -> Any:
+        """Its mean square."""
+        return super().forward(points).square().mean() if self.training else ["boxes"]
+
+
+def only_trains() -> Workload:
+    """A model that cannot be evaluated."""
+    return Workload(
+        model=OnlyTrains(4, 2),
+        dataset=Clouds(40, 0.0, seed=1),
+        compute_loss=lambda model, batch: model(batch[0]),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+
+
+def restless() -> Workload:
+    """Changes the number of threads while it is trained."""
+    workload = build()
+    workload.model.register_forward_pre_hook(lambda *_: torch.set_num_threads(3))
+    return workload

@@ -251,18 +251,25 @@ def test_advice_keeps_what_the_scenario_has_beside_it() -> None:
 class Script:
     """Measures from a script: a ratio for each pair of each trial, and the time that it takes."""
 
-    def __init__(self, ratios: dict[str, Sequence[float]], budget_s: float = math.inf) -> None:
+    def __init__(
+        self,
+        ratios: dict[str, Sequence[float]],
+        budget_s: float = math.inf,
+        wall_s: dict[str, float] | None = None,
+    ) -> None:
         self.ratios = ratios
         self.left_s = budget_s
+        self.wall_s = wall_s or {}
         self.log: list[str] = []
 
     def add(self, trial: Trial) -> Trial:
         self.log.append(trial.advice)
-        self.left_s -= 1.0
+        wall_s = self.wall_s.get(trial.advice, 1.0)
+        self.left_s -= wall_s
         ratio = self.ratios[trial.advice][len(trial.pairs)]
         if math.isnan(ratio):
             return dataclasses.replace(trial, failure="with it: oom: out of memory")
-        (pair,) = make_trial(ratios=[ratio]).pairs
+        (pair,) = make_trial(ratios=[ratio], wall_s=wall_s).pairs
         return dataclasses.replace(trial, pairs=(*trial.pairs, pair))
 
     def run(self) -> dict[str, Trial]:
@@ -285,6 +292,28 @@ def test_those_that_scatter_get_more_wherever_their_pairs_lie() -> None:
     trials = script.run()
     assert len(trials["workers"].pairs) == FEWEST_PAIRS
     assert len(trials["bf16"].pairs) == len(trials["ddp"].pairs) == MOST_PAIRS
+
+
+def test_three_pairs_are_enough_where_each_says_a_lot() -> None:
+    """And no more are measured because they scatter."""
+    gross, large = [0.1, 0.08, 0.12], [3.5, 2.9, *[3.5, 4.0] * MOST_PAIRS]
+    script = Script({"fp16": gross, "workers": large})
+    trials = script.run()
+    assert [len(trials[name].pairs) for name in ("fp16", "workers")] == [3, MOST_PAIRS]
+    found = judge(trials["fp16"], FASTER)
+    assert (found.standing, found.num_pairs) == (Standing.DOES_NOT_HOLD, 3)
+    two = dataclasses.replace(trials["fp16"], pairs=trials["fp16"].pairs[:2])
+    assert judge(two, FASTER).reason == "2 of at least 3 pairs measured"
+
+
+def test_what_takes_long_waits_until_the_others_have_their_pairs() -> None:
+    ratios = {"workers": around(1.0), "fp16": around(1.0), "bf16": around(1.0)}
+    script = Script(ratios, wall_s={"fp16": 60.0})
+    trials = script.run()
+    assert script.log == ["workers"] * 5 + ["fp16"] + ["bf16"] * 5 + ["fp16"] * 4
+    assert {len(trial.pairs) for trial in trials.values()} == {5}
+    script = Script(ratios, budget_s=80, wall_s={"fp16": 60.0})
+    assert [len(trial.pairs) for trial in script.run().values()] == [5, 1, 5]
 
 
 def test_a_trial_that_fails_is_left_at_once() -> None:

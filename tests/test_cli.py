@@ -23,6 +23,7 @@ from commands import STEPMARK, environment, git, python, stepmark
 from stepmark import __version__
 from stepmark.record import PHASES
 from stepmark.result import COLUMNS
+from stepmark.runner.processes import is_alive
 
 # What the interface promises users, character for character.
 MY_TRAIN = """
@@ -437,7 +438,7 @@ def test_an_interrupt_leaves_results_no_process_and_the_words_to_go_on(tmp_path:
     )
     assert found, seen.shown
     assert seen.family, "it measures in other processes"
-    assert not [p for p in seen.family if p.is_running()]
+    assert not list(filter(is_alive, seen.family))
     assert len(list((results / "a").glob("*.r0.json"))) == 1
 
     done = stepmark(*shlex.split(found[1])[1:], cwd=tmp_path)

@@ -85,6 +85,15 @@ def test_a_machine_that_cannot_compile_is_an_obstacle(monkeypatch: pytest.Monkey
     assert str(caught.value) == "torch.compile does not work here: No working C++ compiler found"
 
 
+def test_memory_that_runs_out_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    with pytest.raises(torch.OutOfMemoryError):
+        Compiler(CPU)
+
+
 class _Busy:
     """A compiler that compiles something whenever it is asked."""
 

@@ -143,6 +143,16 @@ def test_each_side_runs_its_own_code_and_only_in_its_turn(
     assert max(overlaps_s) < 0.002
 
 
+def test_a_side_whose_loss_is_lost_on_the_way_says_so(runner: Runner, tmp_path: Path) -> None:
+    """Not in the first steps, which are looked at anyway."""
+    base = make_side(tmp_path, "base")
+    head = make_side(
+        tmp_path, "head", loss="if calls > 150: return (model.weight * float('nan')).sum()"
+    )
+    pair = run(runner, base, head)
+    assert (pair.base.diverges, pair.head.diverges) == (False, True)
+
+
 @pytest.mark.parametrize(
     ("loss", "outcome", "reason"),
     [

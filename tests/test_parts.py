@@ -2,6 +2,7 @@
 
 import dataclasses
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from stepmark import Scenario, Workload, workloads
 from stepmark.devices import BACKENDS, Device, DevicePair
-from stepmark.devices.base import DeviceMemory
+from stepmark.devices.base import DeviceMemory, moved
 from stepmark.devices.scripted import ScriptedClock, ScriptedDevice
 from stepmark.errors import ObstacleError
 from stepmark.parts import OnTwoDevices, check_batch, parts, parts_of
@@ -128,6 +129,15 @@ def test_layers_on_two_devices_get_what_they_need_moved() -> None:
     outputs = model(inputs)
     assert outputs.device.type == targets.device.type == "meta"
     nn.functional.mse_loss(outputs, targets)  # both on one device
+
+
+@pytest.mark.parametrize(("target", "runs_beside"), [("cpu", False), ("meta", True)])
+def test_what_comes_back_to_the_host_is_waited_for(target: str, runs_beside: bool) -> None:
+    """Copies from a device run beside the host, too, which would read what has not arrived."""
+    tensor = mock.Mock(spec=torch.Tensor)
+    device = torch.device(target)
+    moved([tensor], device)
+    tensor.to.assert_called_once_with(device, non_blocking=runs_beside)
 
 
 def test_points_of_two_devices_wait_for_both() -> None:

@@ -24,8 +24,36 @@ def measured() -> dict[str, Result]:
                 ("whole", "mlp-toy", {"pipeline_stages": 1}),
                 ("cannot", "torchvision:resnet18?size=32", {}),
                 ("dying", f"{Path(__file__)}:dying", {}),
+                ("random", f"{Path(__file__)}:twins", {}),
+                ("random, workers", f"{Path(__file__)}:twins", {"num_workers": 1}),
             )
         }
+
+
+def twins() -> object:
+    """Samples drawn at random whose targets are their inputs, and layers that change nothing."""
+    import torch
+    from torch import nn
+
+    from stepmark import Workload
+
+    class Twins(torch.utils.data.Dataset[tuple[torch.Tensor, torch.Tensor]]):
+        def __len__(self) -> int:
+            return 64
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+            inputs = torch.randn(4)
+            return inputs, inputs
+
+    layers = [nn.Linear(4, 4, bias=False) for _ in range(2)]
+    for layer in layers:
+        nn.init.eye_(layer.weight)
+    return Workload(
+        model=nn.Sequential(*layers),
+        dataset=Twins(),
+        loss_fn=nn.MSELoss(),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
 
 
 def dying() -> object:
@@ -65,6 +93,17 @@ def test_every_stage_has_a_record_and_a_part_of_the_model(measured: dict[str, Re
         assert rank.phases.forward_s > 0
         assert rank.phases.backward_s > 0
         assert rank.window.num_steps == 4
+
+
+@pytest.mark.parametrize("name", ["random", "random, workers"])
+def test_inputs_of_the_first_stage_and_targets_of_the_last_belong_together(
+    measured: dict[str, Result], name: str
+) -> None:
+    """Also where samples are drawn: they would differ by 1, and more, on the average."""
+    result = measured[name]
+    assert result.outcome is Outcome.OK, result.detail
+    last = result.ranks[-1]
+    assert (last.first_loss, last.final_loss) == (0.0, 0.0)
 
 
 def test_samples_of_a_step_do_not_multiply_with_the_stages(measured: dict[str, Result]) -> None:

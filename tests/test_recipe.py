@@ -15,6 +15,7 @@ from stepmark.choices import LossName, OptimizerImpl, OptimizerName, Task
 from stepmark.devices import BACKENDS
 from stepmark.errors import ObstacleError
 from stepmark.loop import train
+from stepmark.preparing import check_suits
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, -3.0], [1.0, 1.0, 1.0], [-2.0, 4.0, 0.0]])
 LABELS = torch.tensor([0, 2, 1, 1])
@@ -150,6 +151,44 @@ def test_targets_that_do_not_fit_the_outputs_are_an_obstacle(name: LossName) -> 
     else:
         with pytest.raises(ObstacleError, match=r"outputs of shape \(4, 3\), targets of shape"):
             loss(LOGITS, torch.zeros(4, 1))
+
+
+@pytest.mark.parametrize("name", list(LossName))
+@pytest.mark.parametrize("size", [7, 5], ids=["tokens", "as many tokens as classes"])
+def test_classes_in_the_last_dimension_are_an_obstacle_and_no_other_loss(
+    name: LossName, size: int
+) -> None:
+    """As of a transformer, ``[batch, tokens, classes]``: by chance it may look like the other."""
+    indices = torch.zeros(2, size, dtype=torch.int64)
+    with pytest.raises(ObstacleError, match="they must be in dimension 1"):
+        recipe.LOSSES[name](torch.randn(2, size, 5), indices)
+
+
+@pytest.mark.parametrize("name", [LossName.MSE, LossName.BCE, LossName.L1])
+def test_of_a_single_output_whole_numbers_are_values(name: LossName) -> None:
+    outputs, labels = LOGITS[:, :1], torch.tensor([0, 1, 1, 0])
+    expected = BY_HAND[name](outputs, labels.float().unsqueeze(1))
+    for targets in (labels, labels.unsqueeze(1), labels.to(torch.uint8), labels.bool()):
+        found = recipe.LOSSES[name](outputs, targets)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", list(LossName))
+@pytest.mark.parametrize("kind", [torch.int32, torch.uint8])
+def test_class_indices_may_be_of_any_whole_type(name: LossName, kind: torch.dtype) -> None:
+    loss = recipe.LOSSES[name]
+    assert torch.equal(loss(LOGITS, LABELS.to(kind)), loss(LOGITS, LABELS))
+
+
+def test_labels_of_several_classes_at_once_may_be_whole_numbers() -> None:
+    labels = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+    found = recipe.LOSSES[LossName.BCE](LOGITS, labels)
+    assert found.item() == pytest.approx(BY_HAND[LossName.BCE](LOGITS, labels.float()).item())
+
+
+def test_a_model_that_returns_its_own_loss_has_no_place_for_another() -> None:
+    with pytest.raises(ObstacleError, match="loss=mse: of batches that are dictionaries"):
+        check_suits(scenario(loss="mse"), {"inputs": LOGITS})
 
 
 def test_a_workload_that_computes_its_loss_itself_has_no_place_for_another() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from torch.optim import lr_scheduler
 
 from stepmark import Plan, Scenario, StepmarkError, preparing, trainer, workloads
 from stepmark.choices import CompileMode
+from stepmark.codec import encode
 from stepmark.data.idx import generate
 from stepmark.devices import BACKENDS, Device, DevicePair
 from stepmark.devices.cpu import CpuDevice
@@ -89,10 +91,11 @@ def fit(
     place = Place(rank=0, device=device, threads=1, requested_s=0.0)
     end = None
     try:
-        end = trainer.fit(
+        end, late = trainer.fit(
             scenario, Plan(), order, place,
             lambda stage, rate: None, on_begin, on_epoch,
         )  # fmt: skip
+        notes.extend(late)
     except KeyboardInterrupt:
         assert interrupt_after is not None
     return Fitted(epochs=done, ended_by=end, order=order, notes=tuple(notes))
@@ -339,10 +342,8 @@ def test_validation_evaluates_and_records_gradients_only_if_asked_to(
 ) -> None:
     learned_workload.SEEN.clear()
     fit(tmp_path, "learned_workload:spied", epochs=2, plan=plan)
-    tried, *seen = learned_workload.SEEN[1:]  # the first batch is tried for its loss and outputs
-    assert tried == (False, False, False)
     trained = [(True, True, False)] * 5
-    assert seen == ([*trained, *[expected] * 3]) * 2
+    assert ([*trained, *[expected] * 3]) * 2 == learned_workload.SEEN
 
 
 def hand_scheduled(
@@ -559,6 +560,33 @@ def test_a_workload_that_does_not_suit_the_scenario_is_refused(
 ) -> None:
     with pytest.raises(StepmarkError, match=r"batch_size=64|channels_last"):
         fit(tmp_path, **axes)
+
+
+def test_what_only_trains_is_trained(tmp_path: Path) -> None:
+    """As torchvision's detection networks, which give losses only while they are trained."""
+    plan = {"validate": False}
+    found = fit(tmp_path, "learned_workload:only_trains", epochs=2, plan=plan)
+    assert found.ended_by is EndOfTraining.EPOCHS
+    assert all(epoch.train_loss is not None for epoch in found.epochs)
+    assert all(epoch.train_accuracy is None for epoch in found.epochs)
+
+
+def test_switches_that_change_while_it_is_trained_are_remarked_on(tmp_path: Path) -> None:
+    found = fit(tmp_path, "learned_workload:restless", epochs=1)
+    assert any("threads" in note and "3" in note for note in found.notes), found.notes
+
+
+def test_a_schedule_of_the_workloads_own_comes_and_goes_with_the_checkpoint(tmp_path: Path) -> None:
+    for before, after in (("build", "scheduled"), ("scheduled", "build")):
+        folder = tmp_path / before
+        folder.mkdir()
+        found = fit(folder, f"learned_workload:{before}", epochs=1)
+        content = found.last
+        scenario = Scenario(workload=f"learned_workload:{after}", device="cpu", batch_size=8)
+        content["scenario"] = json.dumps(encode(scenario))
+        torch.save(content, found.order.last_path)
+        with pytest.raises(CheckpointError, match="there is a schedule now or was one then"):
+            fit(folder, f"learned_workload:{after}", epochs=2, resume=True)
 
 
 def test_a_loss_that_is_no_number_is_empty_and_never_the_best(tmp_path: Path) -> None:

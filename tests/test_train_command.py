@@ -10,14 +10,17 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import learned_workload
 import psutil
 import pytest
+import torch
 from commands import STEPMARK, environment, stepmark
 from factories import make_result, make_run, make_training, save_run
 
 from stepmark import Plan, store
 from stepmark.report import page
 from stepmark.result import Outcome
+from stepmark.runner.processes import is_alive
 from stepmark.training import EndOfTraining, TrainPlan
 
 LINE = r"Epoch: {:4d} \| train_loss=\d+\.\d{{4}}, train_accuracy=\d\.\d{{4}}, "
@@ -80,6 +83,14 @@ def odd():
         model=workload.model, dataset=workload.dataset, loss_fn=workload.loss_fn,
         optimizer=lambda parameters: Odd(parameters, lr=0.1),
     )
+
+
+def normed():
+    return made(noise=0.3)
+
+
+def growing():
+    return made(length=48 if Path("grown").exists() else 40)
 
 
 def full():
@@ -224,6 +235,79 @@ def test_two_ranks_train_and_validate_as_one_process_with_twice_the_batch(folder
         assert two["num_steps"] == one["num_steps"] == 5
 
 
+def test_two_ranks_validate_the_model_that_is_saved(folder: Path) -> None:
+    """Each rank has running statistics of its own; those of the first one are saved."""
+    words = ["train", "--workload", "mine.py:normed", "--epochs", 1, "--device", "cpu", "--json"]
+    (epoch,) = epochs_of(
+        stepmark(*words, "--world-size", 2, "--batch-size", 4, "--save", "normed", cwd=folder)
+    )
+    (path,) = (folder / "results" / "normed" / "trainings").glob("*.best.pt")
+    workload = learned_workload.build(noise=0.3)
+    workload.model.load_state_dict(torch.load(path, weights_only=True)["model"])
+    workload.model.eval()
+    assert isinstance(workload.valid_dataset, learned_workload.Clouds)
+    points, labels = workload.valid_dataset.points, workload.valid_dataset.labels
+    loss = torch.nn.functional.cross_entropy(workload.model(points), labels).item()
+    assert epoch["valid_loss"] == pytest.approx(loss, rel=1e-5)
+    assert epoch["train_loss"] != pytest.approx(loss, rel=1e-2)
+
+
+def test_a_training_that_diverges_says_so(folder: Path) -> None:
+    words = ["train", "--workload", "mine.py:build", "--epochs", 2, "--device", "cpu"]
+    words += ["--optimizer", "sgd", "--lr", "1e30", "--batch-size", 8, "--loss", "mse"]
+    words += ["--save", "wild"]
+    done = stepmark(*words, cwd=folder)
+    assert "Epoch:    1 | train_loss=nan, " in done.stdout
+    assert "valid_loss=nan" in done.stdout
+    assert "the loss is not finite in epoch 1: this training diverges" in done.stderr
+    assert "there is no best epoch" in done.stderr
+
+
+def test_what_the_optimizer_has_not_is_bad_usage_and_leaves_the_name_free(folder: Path) -> None:
+    words = ["train", "--workload", "mine.py:build", "--epochs", 1, "--device", "cpu"]
+    words += ["--optimizer", "adam", "--batch-size", 8, "--save", "typo"]
+    done = stepmark(*words, "--schedule", "cosine", "--schedule-of", "momentum", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: schedule_of=momentum: Adam has None for it")
+    assert "Traceback" not in done.stderr
+    assert not (folder / "results" / "typo").exists()
+
+
+def test_a_training_that_took_too_long_goes_on_with_more_time(folder: Path) -> None:
+    words = ["train", "--workload", "mine.py:slow", "--epochs", 1, "--device", "cpu"]
+    done = stepmark(*words, "--batch-size", 8, "--timeout", 0.2, "--save", "late", cwd=folder)
+    assert done.returncode == 1
+    assert "raise --timeout" in done.stderr
+    more = stepmark("train", "--resume", "--save", "late", "--timeout", 60, cwd=folder)
+    assert more.returncode == 0, more.stderr
+    (training,) = store.open_run("late", folder / "results").trainings
+    assert (training.plan.timeout, len(training.epochs)) == (60, 1)
+
+
+def test_what_patience_has_ended_is_shown_and_not_gone_on_with(folder: Path) -> None:
+    words = ["train", "--workload", "mine.py:build", "--epochs", 5, "--device", "cpu"]
+    words += ["--optimizer", "sgd", "--lr", "1e-30", "--patience", 1, "--batch-size", 8]
+    done = stepmark(*words, "--save", "idle", cwd=folder)
+    assert "stopped after epoch 2: no lower loss in 1 epochs" in done.stderr
+    for more in ([], ["--epochs", 9]):
+        again = stepmark("train", "--resume", "--save", "idle", *more, cwd=folder)
+        assert again.returncode == 0
+        assert "stopped after epoch 2" in again.stderr
+    (training,) = store.open_run("idle", folder / "results").trainings
+    assert (training.num_resumed, len(training.epochs)) == (0, 2)
+
+
+def test_a_training_does_not_go_on_with_other_data(folder: Path) -> None:
+    words = ["train", "--workload", "mine.py:growing", "--epochs", 1, "--device", "cpu"]
+    assert stepmark(*words, "--batch-size", 8, "--save", "grown", cwd=folder).returncode == 0
+    (folder / "grown").touch()
+    done = stepmark("train", "--resume", "--save", "grown", "--epochs", 2, cwd=folder)
+    assert done.returncode == 2
+    assert "num_train_samples is 48, and was 40 in the 1 epochs that are done" in done.stderr
+    (training,) = store.open_run("grown", folder / "results").trainings
+    assert (len(training.epochs), training.outcome) == (1, Outcome.OK)
+
+
 def test_an_interrupt_keeps_finished_epochs_no_process_and_the_words_to_go_on(
     folder: Path,
 ) -> None:
@@ -244,7 +328,7 @@ def test_an_interrupt_keeps_finished_epochs_no_process_and_the_words_to_go_on(
     found = re.search(r"interrupted: ([23]) of 4 epochs are saved in \S+; go on with: (.*)", errors)
     assert found, errors
     assert family
-    assert not [p for p in family if p.is_running()]
+    assert not list(filter(is_alive, family))
     (training,) = store.open_run("cut", folder / "results").trainings
     assert len(training.epochs) == int(found[1])
     assert training.outcome is None
@@ -262,7 +346,7 @@ def test_a_training_that_fails_keeps_its_finished_epochs_and_says_where(folder: 
     assert done.returncode == 1
     assert "failed: RuntimeError: no more (mine.py, line " in done.stderr
     (training,) = store.open_run("broken", folder / "results").trainings
-    assert len(training.epochs) == 3
+    assert len(training.epochs) == 4
     assert training.outcome is Outcome.FAILED
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from stepmark import Workload
+from stepmark import Scenario, Workload
 from stepmark.trainer.watching import Accuracy, MeanLoss, SmoothedLoss, WatchedLoss, judge_of
 
 CPU = torch.device("cpu")
@@ -24,11 +24,20 @@ def identity(loss_fn: Any = None, **fields: Any) -> Workload:
     )
 
 
+def of_batches(size: int) -> Scenario:
+    return Scenario(workload="made.up:build", device="cpu", batch_size=size)
+
+
 def losses_of(*values: float) -> WatchedLoss:
-    """A loss that has these values, one after another, on batches of three and a last of one."""
+    """A loss that has these values, one after another, on batches of three and a last of one.
+
+    As some losses do, it has a dimension of one element.
+    """
     following = iter(values)
-    workload = identity(compute_loss=lambda model, batch: torch.tensor(next(following)))
-    watched = WatchedLoss(workload, None, batch_size=3)
+    workload = identity(
+        compute_loss=lambda model, batch: torch.tensor([next(following)], requires_grad=True)
+    )
+    watched = WatchedLoss(workload, of_batches(3))
     watched.begin(3 * (len(values) - 1) + 1)
     return watched
 
@@ -71,12 +80,12 @@ LABELS = torch.tensor([0, 2, 0, 1])  # right, right, wrong, wrong
     "targets", [LABELS, nn.functional.one_hot(LABELS, 3).float()], ids=["index", "one-hot"]
 )
 def test_accuracy_counts_the_samples_that_are_right(targets: Tensor) -> None:
-    judge = judge_of(SCORES, (SCORES, targets))
-    watched = WatchedLoss(identity(), judge, batch_size=3)
+    scores = SCORES.clone().requires_grad_()
+    watched = WatchedLoss(identity(), of_batches(3))
     watched.begin(4)
     accuracy = Accuracy(watched, CPU)
     for part in (slice(0, 3), slice(3, 4)):
-        loss = watched(nn.Identity(), (SCORES[part], targets[part]))
+        loss = watched(nn.Identity(), (scores[part], targets[part]))
         assert torch.equal(loss, nn.functional.cross_entropy(SCORES[part], targets[part]))
         accuracy.on_forward()
     assert accuracy.value() == 2
@@ -104,8 +113,16 @@ def test_a_batch_without_targets_has_no_accuracy() -> None:
     assert judge_of(SCORES, SCORES) is None
 
 
+def test_without_classes_there_is_no_accuracy() -> None:
+    watched = losses_of(1.0, 2.0)
+    accuracy = Accuracy(watched, CPU)
+    watched(nn.Identity(), None)
+    accuracy.on_forward()
+    assert accuracy.value() is None
+
+
 def test_watching_keeps_no_graph_alive() -> None:
-    watched = WatchedLoss(identity(), judge_of(SCORES, (None, LABELS)), batch_size=4)
+    watched = WatchedLoss(identity(), of_batches(4))
     watched.begin(4)
     loss = watched(nn.Identity(), (SCORES.clone().requires_grad_(), LABELS))
     assert loss.requires_grad

@@ -25,7 +25,7 @@ from stepmark.devices import BACKENDS
 from stepmark.loop import Callback, Training, train
 from stepmark.probes.timing import PhaseMarks, phase_order
 from stepmark.trainer.schedules import ParameterScheduler
-from stepmark.trainer.watching import Accuracy, MeanLoss, SmoothedLoss, WatchedLoss, judge_of
+from stepmark.trainer.watching import Accuracy, MeanLoss, SmoothedLoss, WatchedLoss
 
 CPU = torch.device("cpu")
 NOTHING = "nothing attached"
@@ -45,31 +45,26 @@ def sides(width: int, most_steps: int) -> dict[str, Side]:
     scenario = Scenario(workload="networks", device="cpu", threads=1)
     device = BACKENDS["cpu"].open(0)
     bare = make_training(workload, scenario, device)
-    batch = next(iter(torch.utils.data.DataLoader(workload.dataset, batch_size=64)))
-    judge = judge_of(workload.forward(workload.model, batch), batch)
-    without, with_outputs = (WatchedLoss(workload, j, 64) for j in (None, judge))
-    for watched in (without, with_outputs):
-        watched.begin(1 << 60)
-    seen = dataclasses.replace(bare, loss=without)
-    judged = dataclasses.replace(bare, loss=with_outputs)
+    watched = WatchedLoss(workload, scenario)
+    watched.begin(1 << 60)
+    seen = dataclasses.replace(bare, loss=watched)
     order = phase_order(scenario)
     schedule = ParameterScheduler(
         bare.optimizer, "lr", lambda o: CosineAnnealingWarmRestarts(o, T_0=1000, T_mult=2)
     )
     marks = PhaseMarks(device.marks(len(order) * most_steps + 1), order)
-    mean, smoothed = MeanLoss(without, CPU), SmoothedLoss(without, CPU)
-    metrics = (MeanLoss(with_outputs, CPU), SmoothedLoss(with_outputs, CPU))
-    accuracy = Accuracy(with_outputs, CPU)
+    mean, smoothed = MeanLoss(watched, CPU), SmoothedLoss(watched, CPU)
+    accuracy = Accuracy(watched, CPU)
     return {
         NOTHING: Side(training=bare),
         f"{NOTHING}, again": Side(training=bare),
         "watched loss alone": Side(training=seen),
         "mean loss": Side(training=seen, callbacks=(mean,)),
         "smoothed loss": Side(training=seen, callbacks=(smoothed,)),
-        "accuracy": Side(training=judged, callbacks=(accuracy,)),
+        "accuracy": Side(training=seen, callbacks=(accuracy,)),
         "parameter schedule": Side(training=bare, callbacks=(schedule,)),
         "phase marks": Side(training=bare, callbacks=(marks,)),
-        "all of a training's": Side(training=judged, callbacks=(*metrics, accuracy, marks)),
+        "all of a training's": Side(training=seen, callbacks=(mean, smoothed, accuracy, marks)),
     }
 
 

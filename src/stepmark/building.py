@@ -120,12 +120,16 @@ def _is_image(leaf: Any) -> bool:
 
 
 def checked_loss(workload: Workload, model: torch.nn.Module, batch: Any) -> torch.Tensor:
-    """A loss that can be trained on; ``backward()`` says of another one what it is not.
+    """A workload's loss, if it can be trained on; see `checked`."""
+    return checked(workload.loss(model, batch))
+
+
+def checked(loss: Any) -> torch.Tensor:
+    """The loss, if it can be trained on; ``backward()`` says of another one what it is not.
 
     Raises:
         WorkloadError: it is no tensor, no single number, or depends on no trained parameter.
     """
-    loss = workload.loss(model, batch)
     if not isinstance(loss, torch.Tensor):
         raise WorkloadError(f"the loss is of type {type(loss).__name__}: must be a scalar tensor")
     if loss.numel() != 1:

@@ -118,6 +118,8 @@ def _wake(device: Device) -> float:
     numbers = torch.zeros(64, device=device.torch_device)
     try:
         torch.compile(_almost_nothing)(numbers)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ImportError, OSError) as error:
         raise ObstacleError(
             f"torch.compile does not work here: {_first_line(str(error))}"

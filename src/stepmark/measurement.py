@@ -100,8 +100,8 @@ class Measurement:
         self.expected_step_s = self.place.agree(window.window_s) / window.num_steps
         return window, value_of(losses), skipped_steps
 
-    def turn(self, num_lead: int, num_steps: int) -> tuple[Window, int | None]:
-        """A few steps with marks, after some without; how many of them the scaler skipped."""
+    def turn(self, num_lead: int, num_steps: int) -> tuple[Window, float | None, int | None]:
+        """A few steps with marks, after some without; as `steps`."""
         applied = AppliedSteps(self.training)
         marks = self.device.marks(num_steps + 1)
         callbacks = [StepMarks(marks)] if self.device.marks_steps else []
@@ -112,11 +112,11 @@ class Measurement:
             marks.mark()
 
         budget = Budget(num_steps, math.inf, now_s=self.device.now_s)
-        window, _ = self.window(self.training, budget, callbacks, begin)
+        window, losses = self.window(self.training, budget, callbacks, begin)
         if self.device.marks_steps:
             step_s = tuple(round(s, 9) for s in marks.intervals_s())
             window = dataclasses.replace(window, step_s=step_s)
-        return window, applied.end(num_steps)
+        return window, value_of(losses), applied.end(num_steps)
 
     def phases(self) -> tuple[Window, Phases, Reading]:
         """The same steps with a mark at every phase; and what the host waited for batches."""

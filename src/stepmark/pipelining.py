@@ -103,7 +103,9 @@ class Pipeline:
     def _load(self, batches: Iterator[Any]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """What this stage needs of a step's samples: the first the inputs, the last the targets.
 
-        Every process's loader gives the same samples in the same order.
+        Every process's loader gives the same samples in the same order, also where they are drawn
+        at random: all are seeded alike. Without workers a layer that draws, as dropout does, draws
+        from the same source, and samples that are drawn at random are then no longer the same.
         """
         if not self._is_first and not self._is_last:
             return (), None

@@ -5,13 +5,12 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from stepmark import recipe, workloads
 from stepmark.building import (
@@ -28,6 +27,7 @@ from stepmark.devices import Device
 from stepmark.errors import ObstacleError
 from stepmark.loading import SEED, describe_batch, make_loader
 from stepmark.loop import Loop, Training
+from stepmark.measurement import value_of
 from stepmark.parts import check_batch
 from stepmark.place import Place, join_process_group
 from stepmark.probes.flops import on_meta
@@ -54,7 +54,7 @@ class Prepared:
         startup: how long it took.
         first_batch: shapes and types of its tensors.
         bare_batch: the same on the meta device.
-        losses: of the first step's micro-batches.
+        first_loss: of the first step; ``None`` where there is none, as on a pipeline's first stage.
         compiler: of the model; ``None`` where it is not compiled.
     """
 
@@ -68,7 +68,7 @@ class Prepared:
     startup: StartUp
     first_batch: str
     bare_batch: Any
-    losses: list[Tensor]
+    first_loss: float | None
     compiler: Compiler | None = None
 
 
@@ -161,14 +161,13 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
     """
     built = build(scenario, plan, place, progress)
     place, workload, training, clock = built.place, built.workload, built.training, built.clock
-    # Dropout and augmentation in the main process differ from rank to rank.
-    seed(SEED + place.rank)
+    # Dropout and augmentation in the main process differ from rank to rank. Stages of one model
+    # load the same samples: the first one their inputs, the last one their targets.
+    seed(SEED + (place.rank if scenario.pipeline_stages == 1 else 0))
     batches = iter(make_loader(workload, scenario, place.rank))
     first = next(batches)
     first_batch_s = clock.lap_s()
-    require_images(scenario, first)
-    if scenario.pipeline_stages > 1 or scenario.split_layers:
-        check_batch(first)
+    check_suits(scenario, first)
     loop, checked = loop_of(scenario, workload, training, place.device), training
     if scenario.task is Task.TRAIN:
         checked = dataclasses.replace(training, loss=functools.partial(checked_loss, workload))
@@ -195,17 +194,23 @@ def prepare(scenario: Scenario, plan: Plan, place: Place, progress: Progress) ->
         startup=startup,
         first_batch=describe_batch(first),
         bare_batch=on_meta(first),
-        losses=losses,
+        first_loss=value_of(losses),
         compiler=built.compiler,
     )
 
 
-def require_images(scenario: Scenario, batch: Any) -> None:
-    """Check that a batch has what ``channels_last`` is about.
+def check_suits(scenario: Scenario, batch: Any) -> None:
+    """Check that a workload's batches have what the scenario is about.
 
     Raises:
-        ObstacleError: it has not.
+        ObstacleError: they have not.
     """
+    if scenario.pipeline_stages > 1 or scenario.split_layers:
+        check_batch(batch)
+    if scenario.loss is not None and isinstance(batch, Mapping):
+        raise ObstacleError(
+            f"loss={scenario.loss}: of batches that are dictionaries the model returns its own loss"
+        )
     if scenario.channels_last and not has_images(batch):
         raise ObstacleError(
             f"channels_last: no tensor of a batch has four dimensions ({describe_batch(batch)})"

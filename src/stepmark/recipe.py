@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,8 @@ def _carried_out(
     settings = {name: value for name, value in made.defaults.items() if name in accepted}
     try:
         return kind(groups, **{**settings, **flags})
-    except RuntimeError as error:  # not on this device, or not with the others of its settings
+    # Not on this device, or not with the others of its settings.
+    except (RuntimeError, ValueError) as error:
         raise ObstacleError(f"optimizer_impl={impl}: {' '.join(str(error).split())}") from error
 
 
@@ -85,10 +86,14 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Of logits ``[batch, classes, ...]`` against class indices or probabilities.
 
     Raises:
-        ObstacleError: there is a single class, so that the loss would always be 0.
+        ObstacleError: there is a single class, so that the loss would always be 0; or targets do
+            not fit.
     """
     _require_classes(LossName.CROSS_ENTROPY, outputs)
-    return F.cross_entropy(outputs, targets)
+    if targets.is_floating_point():
+        return F.cross_entropy(outputs, as_distributions(LossName.CROSS_ENTROPY, outputs, targets))
+    _require_indices(LossName.CROSS_ENTROPY, outputs, targets)
+    return F.cross_entropy(outputs, targets.long())
 
 
 def kl_div(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -115,19 +120,45 @@ def _require_classes(name: LossName, outputs: Tensor) -> None:
         raise ObstacleError(f"loss={name}: outputs of shape {shape} are of no two classes")
 
 
+def _require_indices(name: LossName, outputs: Tensor, targets: Tensor) -> None:
+    """Of classes in dimension 1, which they must be beyond doubt."""
+    classes_first = targets.shape == outputs.shape[:1] + outputs.shape[2:]
+    classes_last = outputs.ndim > 2 and targets.shape == outputs.shape[:-1]
+    if classes_last:
+        raise ObstacleError(
+            f"loss={name}: outputs of shape {tuple(outputs.shape)} and targets of shape "
+            f"{tuple(targets.shape)}: classes seem to be in the last dimension; they must be in "
+            "dimension 1"
+        )
+    if not classes_first:
+        _refuse_shapes(name, outputs, targets)
+
+
+def _refuse_shapes(name: LossName, outputs: Tensor, targets: Tensor) -> NoReturn:
+    raise ObstacleError(
+        f"loss={name}: outputs of shape {tuple(outputs.shape)}, targets of shape "
+        f"{tuple(targets.shape)}"
+    )
+
+
 def as_distributions(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor:
     """Targets in the shape of outputs: class indices one-hot, everything else as it is.
+
+    Where a sample has a single output, what looks like class indices are values.
 
     Raises:
         ObstacleError: they are not of one shape; torch would stretch one of them.
     """
-    if not targets.is_floating_point() and targets.ndim == outputs.ndim - 1:
-        targets = F.one_hot(targets, outputs.shape[1]).movedim(-1, 1).to(outputs.dtype)
+    if not targets.is_floating_point():
+        if targets.ndim == outputs.ndim - 1 and outputs.ndim > 1:
+            _require_indices(name, outputs, targets)
+            if outputs.shape[1] == 1:
+                targets = targets.unsqueeze(1)
+            else:
+                targets = F.one_hot(targets.long(), outputs.shape[1]).movedim(-1, 1)
+        targets = targets.to(outputs.dtype)
     if targets.shape != outputs.shape:
-        raise ObstacleError(
-            f"loss={name}: outputs of shape {tuple(outputs.shape)}, targets of shape "
-            f"{tuple(targets.shape)}"
-        )
+        _refuse_shapes(name, outputs, targets)
     return targets
 
 

@@ -9,7 +9,7 @@ import torch
 from stepmark.devices import Device, DevicePair
 from stepmark.loading import make_loader
 from stepmark.loop import Training
-from stepmark.measurement import Measurement, value_of
+from stepmark.measurement import Measurement
 from stepmark.place import Place
 from stepmark.preparing import Progress, prepare
 from stepmark.probes.flops import count_work
@@ -78,7 +78,7 @@ def run(scenario: Scenario, plan: Plan, place: Place, progress: Progress) -> Ran
         readings += count_work(workload, scenario, prepared.bare_batch)
         readings += count_traffic(workload, scenario, prepared.bare_batch)
     place.barrier()
-    first_loss = value_of(prepared.losses)
+    first_loss = prepared.first_loss
     return RankRecord(
         rank=place.rank,
         device_name=device.name,

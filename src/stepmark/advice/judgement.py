@@ -14,6 +14,8 @@ from stepmark.units import format_change, format_percent, format_seconds
 
 # docs/decisions/advice.md says why these, and what they were found to give.
 FEWEST_PAIRS, MOST_PAIRS = 5, 15
+# A few pairs are enough where each says that a side is so many times as fast as the other.
+_FEWEST_GROSS_PAIRS, _GROSS = 3, 3.0
 CONFIDENCE = 0.99
 # Smaller differences do not matter.
 THRESHOLD = 0.03
@@ -73,8 +75,9 @@ def judge(trial: Trial, claim: Claim) -> Judgement:
     if trial.pairs and len(known) < len(found):
         reason = f"{_NAMES[claim.quantity]} of these scenarios is not known here"
         return Judgement(claim=claim, standing=Standing.CANNOT_BE_TRIED, reason=reason)
-    if len(known) < FEWEST_PAIRS:
-        reason = f"{len(known)} of at least {FEWEST_PAIRS} pairs measured"
+    fewest = fewest_pairs(trial)
+    if len(known) < fewest:
+        reason = f"{len(known)} of at least {fewest} pairs measured"
         return Judgement(
             claim=claim,
             standing=Standing.NOT_DECIDED,
@@ -84,6 +87,18 @@ def judge(trial: Trial, claim: Claim) -> Judgement:
     judged = _judge(claim, known)
     remarks = [trial.failure, _compiling(trial) if claim.quantity is Quantity.THROUGHPUT else ""]
     return dataclasses.replace(judged, remark="; ".join(filter(None, remarks)))
+
+
+def is_gross(trial: Trial) -> bool:
+    """Whether each of its pairs says the same, and so much that more could not say otherwise."""
+    ratios = log_ratios(trial, Quantity.THROUGHPUT)
+    least = math.log(_GROSS)
+    return bool(ratios) and (min(ratios) > least or max(ratios) < -least)
+
+
+def fewest_pairs(trial: Trial) -> int:
+    """How many pairs a trial needs before anything is said, as far as is known by now."""
+    return _FEWEST_GROSS_PAIRS if is_gross(trial) else FEWEST_PAIRS
 
 
 def _spoilt(trial: Trial) -> str:

@@ -66,7 +66,7 @@ class Trial:
     """A piece of advice, tried.
 
     Attributes:
-        advice: its name; empty for the combination of all that held.
+        advice: its name, or one of `COMBINATIONS` for what held put together.
         without, with_it: the scenarios.
         pairs: as they were measured; more may follow.
         obstacle: why it cannot be tried here; empty otherwise.

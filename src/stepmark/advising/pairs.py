@@ -95,15 +95,14 @@ def _measured(record: SideRecord, scenario: Scenario) -> Measured:
     costs = record.costs
     peaks = [cost.peak_bytes for cost in costs if cost.peak_bytes is not None]
     turns = [cost.epoch_turn_s for cost in costs if cost.epoch_turn_s is not None]
-    is_whole = len(peaks) == len(costs) and len(turns) == len(costs)
     return Measured(
         windows_s=record.windows_s,
         samples_per_turn=scenario.samples_per_step * record.num_steps,
         peak_bytes=sum(peaks) if len(peaks) == len(costs) else None,
-        epoch_turn_s=max(turns) if is_whole else None,
+        epoch_turn_s=max(turns) if len(turns) == len(costs) else None,
         num_samples=costs[0].num_samples,
         first_step_s=max(cost.first_step_s for cost in costs),
         num_steps=record.num_steps * len(record.windows_s),
         skipped_steps=record.skipped_steps,
-        diverges=any(cost.diverges for cost in costs),
+        diverges=record.diverges,
     )

@@ -1,16 +1,30 @@
 """In which order pairs are measured, and when there are enough."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
+from stepmark import stats
 from stepmark.advice import Trial, claims_of
-from stepmark.advice.judgement import FEWEST_PAIRS, MOST_PAIRS, THRESHOLD, log_ratios, reach
+from stepmark.advice.judgement import (
+    MOST_PAIRS,
+    THRESHOLD,
+    fewest_pairs,
+    is_gross,
+    log_ratios,
+    reach,
+)
+
+# A trial whose pairs take so many times as long as the others' has to wait for them.
+_DEAR = 2.0
 
 
 def pursue(
     trials: Sequence[Trial], add_pair: Callable[[Trial], Trial], time_left: Callable[[], float]
 ) -> Iterator[Trial]:
     """Measure pairs while there is time: first some of each trial, then more where they scatter.
+
+    Trials whose pairs turn out to take long are put off until the others have theirs, so that a
+    precision that this processor does not have, say, does not use up the time for all else.
 
     Args:
         trials: those that have pairs are gone on with.
@@ -26,16 +40,20 @@ def pursue(
         current[name] = add_pair(current[name])
         return current[name]
 
-    for name in current:
-        while _is_open(current[name], FEWEST_PAIRS) and _fits(current[name], time_left()):
-            yield add(name)
+    for puts_off in (True, False):
+        for name in current if puts_off else sorted(current, key=lambda n: _pair_s(current[n])):
+            while _lacks_pairs(current[name]) and _fits(current[name], time_left()):
+                if puts_off and _is_dear(current[name], current.values()):
+                    break
+                yield add(name)
     while True:
         # How far apart pairs lie asks for more of them, never where they lie.
         unclear = [
             (scatter(trial), name)
             for name, trial in current.items()
             if _is_open(trial, MOST_PAIRS)
-            and len(trial.pairs) >= FEWEST_PAIRS
+            and not _lacks_pairs(trial)
+            and not is_gross(trial)
             and scatter(trial) > math.log1p(THRESHOLD)
             and _fits(trial, time_left())
         ]
@@ -48,12 +66,25 @@ def _is_open(trial: Trial, most: int) -> bool:
     return not trial.obstacle and not trial.failure and len(trial.pairs) < most
 
 
+def _lacks_pairs(trial: Trial) -> bool:
+    return _is_open(trial, fewest_pairs(trial))
+
+
 def _fits(trial: Trial, left_s: float) -> bool:
     """Whether there is time for the pair, or for all that are needed to say anything."""
     if not trial.pairs:
         return left_s > 0
-    each_s = sum(pair.wall_s for pair in trial.pairs) / len(trial.pairs)
-    return each_s * max(1, FEWEST_PAIRS - len(trial.pairs)) <= left_s
+    return _pair_s(trial) * max(1, fewest_pairs(trial) - len(trial.pairs)) <= left_s
+
+
+def _pair_s(trial: Trial) -> float:
+    """What a pair of it takes, on the average; 0 if there is none yet."""
+    return sum(pair.wall_s for pair in trial.pairs) / max(1, len(trial.pairs))
+
+
+def _is_dear(trial: Trial, trials: Collection[Trial]) -> bool:
+    others = [_pair_s(t) for t in trials if t.pairs and t.advice != trial.advice]
+    return bool(others) and _pair_s(trial) > _DEAR * stats.median(others)
 
 
 def scatter(trial: Trial) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 from stepmark import ceilings, machine, stats, store
 from stepmark.advice import Trial, find
 from stepmark.advice.catalogue import COMBINATIONS
-from stepmark.advice.judgement import FEWEST_PAIRS
+from stepmark.advice.judgement import FEWEST_PAIRS, fewest_pairs
 from stepmark.advising.combination import best as best_of
 from stepmark.advising.combination import combination
 from stepmark.advising.pairs import Pairs
@@ -67,9 +67,9 @@ class AdviceSession:
         self._known = ceilings.load(folder.path.parent, runner.machine)
 
     def result(self, scenario: Scenario, repeat: int) -> Result:
-        """Measured in a fresh process, or found."""
+        """Measured in a fresh process, or found; what failed before is tried once more."""
         found = self.folder.find(scenario, repeat)
-        if found is None:
+        if found is None or found.outcome is not Outcome.OK:
             self._watch.on_measuring(scenario)
             found = self._runner.run(scenario, self.folder.planned.plan, repeat=repeat)
             found = ceilings.attach(found, self._known)
@@ -154,7 +154,7 @@ class AdviceSession:
         """Whether something is left that more time would decide."""
         trials = [*self.trials.values(), *self.combinations.values()]
         return any(
-            not (trial.obstacle or trial.failure) and len(trial.pairs) < FEWEST_PAIRS
+            not (trial.obstacle or trial.failure) and len(trial.pairs) < fewest_pairs(trial)
             for trial in trials
         )
 

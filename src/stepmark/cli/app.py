@@ -372,8 +372,12 @@ def train(
         bool, typer.Option(help="Save the last and the best model after each epoch.")
     ] = True,
     timeout: Annotated[
-        float, typer.Option(help="Seconds that start-up, or an epoch, may take.")
-    ] = 3600.0,
+        float | None,
+        typer.Option(
+            help="Seconds that start-up, or an epoch, may take. Default: 3600, or what a resumed "
+            "training was begun with."
+        ),
+    ] = None,
     save: Save = None,
     results: Results = Path("results"),
     resume: Annotated[
@@ -397,10 +401,12 @@ def train(
         _refuse_beside(
             context,
             "a resumed training has its own axes and plan; leave it out, or train anew",
-            ("epochs", "save", "results", "resume", "download", "json"),
+            ("epochs", "timeout", "save", "results", "resume", "download", "json"),
         )
         raise typer.Exit(
-            train_command.resume(save, results, epochs=epochs, download=download, json=json)
+            train_command.resume(
+                save, results, epochs=epochs, timeout=timeout, download=download, json=json
+            )
         )
     if epochs is None:
         raise UsageError("no epochs: give --epochs N, such as --epochs 3")
@@ -417,7 +423,7 @@ def train(
         validate=validate,
         drop_last=drop_last,
         checkpoint=checkpoint,
-        timeout=timeout,
+        timeout=TrainPlan.timeout if timeout is None else timeout,
     )
     scenarios = axes.scenarios(context.params)
     raise typer.Exit(

@@ -53,6 +53,10 @@ class StatusLine:
             # As text: it may hold what rich would read as markup.
             self._live.console.print(Text(line), soft_wrap=True)
 
+    def warn(self, text: str) -> None:
+        """Something to know before numbers come; reports say it too."""
+        self.print(f"warning: {text}")
+
 
 def time_left(seconds: float) -> str:
     """How long it takes yet."""
@@ -100,10 +104,6 @@ class Display(StatusLine):
             self._measured_s += result.wall_s
         if result.outcome != "ok":
             self.print(f"{result.scenario.id}: {result.outcome}: {result.reason}")
-
-    def warn(self, text: str) -> None:
-        """Something to know before numbers come; reports say it too."""
-        self.print(f"warning: {text}")
 
     def _draw(self, what: str) -> None:
         if self._num_tasks:

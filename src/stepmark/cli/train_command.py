@@ -2,6 +2,7 @@
 
 import dataclasses
 import shlex
+import shutil
 import signal
 import sys
 import time
@@ -58,7 +59,13 @@ def train(
 
 
 def resume(
-    name: str | None, results: Path, *, epochs: int | None, download: bool, json: bool
+    name: str | None,
+    results: Path,
+    *,
+    epochs: int | None,
+    timeout: float | None,
+    download: bool,
+    json: bool,
 ) -> int:
     """Go on with a training where its last checkpoint left it.
 
@@ -66,6 +73,7 @@ def resume(
         name: of the run.
         results: folder of runs.
         epochs: the last one's number, if it is to be another one than was planned.
+        timeout: as of `TrainPlan`, if it is to be another one.
         download, json: see `train`.
 
     Returns:
@@ -83,6 +91,9 @@ def resume(
     if record is None:
         raise UsageError(f"{folder.path}: holds no training; resume it with 'stepmark run'")
     record = _extended(record, epochs)
+    if timeout is not None:
+        plan = dataclasses.replace(record.plan, timeout=timeout)
+        record = dataclasses.replace(record, plan=plan)
     with _Session(download=download, json=json) as session:
         return session.go_on(record, folder)
 
@@ -107,7 +118,7 @@ def _checked(scenarios: list[Scenario], plan: TrainPlan) -> tuple[Scenario, Trai
 
 def _extended(record: TrainingRecord, epochs: int | None) -> TrainingRecord:
     plan, done = record.plan, len(record.epochs)
-    if done and not plan.checkpoint:
+    if done and not plan.checkpoint and not _is_at_its_end(record, epochs):
         raise UsageError("--resume: this training was begun with --no-checkpoint; train anew")
     if epochs is None or epochs == plan.epochs:
         return record
@@ -119,6 +130,14 @@ def _extended(record: TrainingRecord, epochs: int | None) -> TrainingRecord:
             "leave --epochs out, or train anew"
         )
     return dataclasses.replace(record, plan=dataclasses.replace(plan, epochs=epochs))
+
+
+def _is_at_its_end(record: TrainingRecord, epochs: int | None = None) -> bool:
+    """Whether nothing is left to train, also if it is to have so many epochs."""
+    if record.ended_by is EndOfTraining.PATIENCE:
+        return True
+    wanted = record.plan.epochs if epochs is None else epochs
+    return record.ended_by is not None and len(record.epochs) >= wanted
 
 
 class _Display(StatusLine):
@@ -140,6 +159,10 @@ class _Display(StatusLine):
             self.print(line)
         else:
             print(line, file=self._lines, flush=True)
+
+
+# Facts that a training which is gone on with has in common with its beginning.
+_SAME = ("data", "num_train_samples", "num_valid_samples", "num_parameters", "steps_per_epoch")
 
 
 class _Session:
@@ -164,6 +187,8 @@ class _Session:
             with self._display:
                 self._display.draw("starting the training processes")
                 (scenario,) = suite.resolve([scenario], self._runner)
+                for remark in self._runner.machine.unfit:
+                    self._display.warn(f"this machine is unfit to measure on: {remark}")
                 record = TrainingRecord(
                     scenario=scenario,
                     plan=plan,
@@ -180,7 +205,7 @@ class _Session:
 
     def go_on(self, record: TrainingRecord, folder: store.RunFolder) -> int:
         """Train the epochs that are missing."""
-        if record.ended_by is not None and len(record.epochs) >= record.plan.epochs:
+        if _is_at_its_end(record):
             return self._show(record, folder)
         try:
             suite.check_machine(record.machine, folder, self._runner)
@@ -193,20 +218,20 @@ class _Session:
                 "one commit",
                 file=sys.stderr,
             )
-        order = TrainOrder(plan=record.plan, save_to=str(folder.training_prefix(record.scenario)))
-        # There is none if the first one could not be written. And one that was killed just after
-        # the first was saved has one without any epoch.
-        was_saved = any(epoch.checkpoint_bytes is not None for epoch in record.epochs)
-        resumes = was_saved or order.last_path.exists()
         record = dataclasses.replace(
             record, ended_by=None, outcome=None, reason="", detail="",
             num_resumed=record.num_resumed + 1,
         )  # fmt: skip
-        return self._train(record, folder, resumes=resumes)
+        return self._train(record, folder, resumes=True)
 
     def _train(self, record: TrainingRecord, folder: store.RunFolder, *, resumes: bool) -> int:
         prefix = folder.training_prefix(record.scenario).absolute()
-        order = TrainOrder(plan=record.plan, save_to=str(prefix), resume=resumes)
+        order = TrainOrder(plan=record.plan, save_to=str(prefix))
+        # There is no checkpoint if the first one could not be written. And a training that was
+        # killed just after the first was saved has one without any epoch.
+        was_saved = any(epoch.checkpoint_bytes is not None for epoch in record.epochs)
+        if resumes and (was_saved or order.last_path.exists()):
+            order = dataclasses.replace(order, resume=True)
         begun_s, before_s = time.monotonic(), record.wall_s
         has_begun = False
         self._display.name = record.scenario.id
@@ -214,8 +239,8 @@ class _Session:
         def on_training(message: TrainingBegun | EpochDone) -> None:
             nonlocal record, has_begun
             if isinstance(message, TrainingBegun):
-                has_begun = True
                 record = _begun(record, message)
+                has_begun = True
             else:
                 record = record.with_epoch(message.epoch)
             record = dataclasses.replace(record, wall_s=before_s + time.monotonic() - begun_s)
@@ -229,18 +254,25 @@ class _Session:
         except KeyboardInterrupt:
             folder.save_training(record)  # it may have come while an epoch was being saved
             return self._interrupted(record, folder)
-        if ending.of_checkpoint and not has_begun:  # what is known of the training stands
-            raise CheckpointError(ending.reason)
+        if ending.is_usage and not has_begun:
+            if not resumes:  # it holds nothing
+                shutil.rmtree(folder.path)
+            raise UsageError(ending.reason)
+        if ending.answers and record.facts is not None:
+            notes = (*record.facts.notes, *ending.answers[0].notes)
+            record = dataclasses.replace(
+                record, facts=dataclasses.replace(record.facts, notes=notes)
+            )
         record = dataclasses.replace(
             record,
-            ended_by=ending.answers[0] if ending.answers else None,
+            ended_by=ending.answers[0].ended_by if ending.answers else None,
             outcome=ending.outcome,
             reason=ending.reason,
             detail=ending.detail,
             wall_s=before_s + wall_s,
         )
         folder.save_training(record)
-        if ending.of_checkpoint:
+        if ending.is_usage:
             raise CheckpointError(ending.reason)
         return self._show(record, folder)
 
@@ -260,8 +292,8 @@ class _Session:
             show(output.as_json(record, folder.path))
         else:
             show("".join(f"{line}\n" for line in ["", *output.as_table(record)]))
-            for note in record.facts.notes if record.facts else ():
-                show(f"note: {note}\n")
+        for remark in output.remarks(record):
+            print(f"note: {remark}", file=sys.stderr)
         if record.ended_by is EndOfTraining.PATIENCE:
             print(
                 f"stopped after epoch {len(record.epochs)}: no lower loss in "
@@ -270,14 +302,25 @@ class _Session:
             )
         if record.outcome is not Outcome.OK:
             print(f"{record.scenario.id}: {record.outcome}: {record.reason}", file=sys.stderr)
-            if record.detail:
-                print(record.detail, file=sys.stderr)
         print(f"saved: {folder.path}", file=sys.stderr)
         return int(record.outcome is not Outcome.OK)
 
 
 def _begun(record: TrainingRecord, message: TrainingBegun) -> TrainingRecord:
-    """With the epochs of the checkpoint: as they were told, where that was still possible."""
+    """With the epochs of the checkpoint: as they were told, where that was still possible.
+
+    Raises:
+        UsageError: these were trained on other data, or by steps of another number.
+    """
+    then, now = record.facts, message.facts
+    if then is not None and message.epochs:
+        for name in _SAME:
+            if getattr(then, name) != getattr(now, name):
+                raise UsageError(
+                    f"--resume: {name} is {getattr(now, name)!r}, and was {getattr(then, name)!r} "
+                    f"in the {len(message.epochs)} epochs that are done; put it back, or begin the "
+                    "training again under another name"
+                )
     told = {epoch.epoch: epoch for epoch in record.epochs}
     epochs = tuple(told.get(epoch.epoch, epoch) for epoch in message.epochs)
     return dataclasses.replace(record, facts=message.facts, epochs=epochs)

@@ -169,12 +169,13 @@ class TorchDevice:
 def moved(batch: Any, device: torch.device) -> Any:
     """A batch moved to a device, whatever its layout of tensors, tuples, lists and mappings.
 
-    From pinned memory the copy runs beside the host; from pageable memory torch waits for it.
+    From pinned memory the copy runs beside the host; from pageable memory torch waits for it. What
+    comes from a device is waited for: the host would read it before it has arrived.
     """
     if isinstance(batch, list):  # what default_collate makes of a pair
         return [moved(item, device) for item in batch]
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch.to(device, non_blocking=device.type != "cpu")
     if hasattr(batch, "to"):  # libraries' own batch types may take a device alone
         return batch.to(device)
     if isinstance(batch, Mapping):

@@ -78,6 +78,7 @@ class SideRecord:
         counters: exact figures.
         costs: of each rank, if they were asked for.
         skipped_steps: that a gradient scaler skipped, over all turns; ``None`` if unknown.
+        diverges: a loss was not finite.
     """
 
     windows_s: tuple[float, ...]
@@ -86,6 +87,7 @@ class SideRecord:
     counters: dict[str, str]
     costs: tuple[Costs, ...] = ()
     skipped_steps: int | None = 0
+    diverges: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,7 @@ class _Player:
     windows_s: list[float] = field(default_factory=list)
     steps_s: list[tuple[float, ...]] = field(default_factory=list)
     skipped_steps: int | None = 0
+    diverges: bool = False
 
     def start(self) -> None:
         ready = self.errand.start()
@@ -200,6 +203,7 @@ class _Player:
         slowest = max(answers, key=lambda answer: answer.window_s)
         self.windows_s.append(slowest.window_s)
         self.steps_s.append(slowest.step_s)
+        self.diverges = self.diverges or any(answer.diverges for answer in answers)
         if slowest.skipped_steps is None or self.skipped_steps is None:
             self.skipped_steps = None
         else:
@@ -213,6 +217,7 @@ class _Player:
             counters=self.counters,
             costs=self.costs,
             skipped_steps=self.skipped_steps,
+            diverges=self.diverges,
         )
 
     def _signal(self, number: int) -> None:

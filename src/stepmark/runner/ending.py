@@ -55,14 +55,14 @@ class Ending:
     Attributes:
         answers: rank by rank what the order asked for: records, profiles, or ceilings; none unless
             it is ``ok``.
-        of_checkpoint: it failed by a checkpoint, which cannot be gone on from or be written.
+        is_usage: as of `Failed`.
     """
 
     outcome: Outcome
     reason: str
     detail: str = ""
     answers: tuple[Any, ...] = ()
-    of_checkpoint: bool = False
+    is_usage: bool = False
 
 
 def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) -> Ending:
@@ -99,7 +99,7 @@ def judge(progress: Progress, order: Order, *, host_log: str, oom_killed: bool) 
             reason = f"{where}the kernel killed a loader worker: out of host memory"
             return Ending(Outcome.OOM, reason, detail)
         reason = where + failure.reason
-        return Ending(failure.outcome, reason, detail, of_checkpoint=failure.of_checkpoint)
+        return Ending(failure.outcome, reason, detail, is_usage=failure.is_usage)
     if progress.host_lost or progress.ended is None:
         return Ending(Outcome.FAILED, "the measuring host died", f"{logs}\n{host_log}".strip())
     if progress.ended.error:

@@ -208,7 +208,7 @@ class Errand:
                 if self._on_training is not None:
                     self._on_training(message)
             case Trained():
-                progress.answers[message.rank] = message.ended_by
+                progress.answers[message.rank] = message
             case Failed():
                 progress.failures.append(message)
             case Ready():

@@ -29,7 +29,7 @@ from stepmark.training import EndOfTraining, Epoch, Facts, TrainOrder
 
 # To be raised with every change of a message, but for fields that have a default, which are left
 # out where they have it: a side of the gate may have another stepmark.
-PROTOCOL = 5
+PROTOCOL = 6
 
 # The counter of most bytes held by tensors on an accelerator; a number as text.
 PEAK = "peak_allocated_bytes"
@@ -169,14 +169,12 @@ class Costs:
         num_samples: of an epoch, over all ranks.
         peak_bytes: most that warm steps held: of the accelerator's memory, or, on a CPU, growth of
             the resident set with what loader workers have to themselves; ``None`` if unknown.
-        diverges: a loss was not finite.
     """
 
     first_step_s: float
     epoch_turn_s: float | None
     num_samples: int
     peak_bytes: int | None
-    diverges: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,12 +213,14 @@ class Turned:
         window_s: from the first timed step's start to the last one's end, synchronized.
         step_s: each step; empty where the device cannot mark steps.
         skipped_steps: that the gradient scaler skipped; ``None`` where that is not known.
+        diverges: the last step's loss is not finite.
     """
 
     rank: int
     window_s: float
     step_s: tuple[float, ...]
     skipped_steps: int | None = 0
+    diverges: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,17 +255,24 @@ class TrainingBegun:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochDone:
-    """All ranks have finished an epoch, and it is saved; of the first rank."""
+    """All ranks have finished an epoch, and have done about it what they can; of the first one."""
 
     epoch: Epoch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A rank's training is at its end."""
+    """A rank's training is at its end.
+
+    Attributes:
+        rank: its number.
+        ended_by: see there.
+        notes: remarks on what came up meanwhile.
+    """
 
     rank: int
     ended_by: EndOfTraining
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +285,8 @@ class Failed:
         outcome: what that makes of the scenario.
         reason: one line.
         detail: the traceback.
-        of_checkpoint: it is a checkpoint's, which cannot be gone on from or be written.
+        is_usage: it was asked for what cannot be, other than by a workload: a checkpoint that
+            cannot be gone on from or be written, a parameter that cannot be scheduled.
     """
 
     rank: int
@@ -286,7 +294,7 @@ class Failed:
     outcome: Outcome
     reason: str
     detail: str
-    of_checkpoint: bool = False
+    is_usage: bool = False
 
 
 Message = (

@@ -16,7 +16,7 @@ import torch
 
 from stepmark import profiling, session, trainer
 from stepmark.calibration import calibrate
-from stepmark.errors import CheckpointError, ObstacleError, StepmarkError
+from stepmark.errors import ObstacleError, StepmarkError, UsageError, WorkloadError
 from stepmark.loading import die_with_parent
 from stepmark.place import Place, leave_process_group, open_place
 from stepmark.preparing import Progress
@@ -104,7 +104,7 @@ def main(order_json: str) -> None:
                 outcome=_outcome(error),
                 reason=_writable(_reason(error)),
                 detail=_writable(traceback.format_exc()[-LONGEST_DETAIL:]),
-                of_checkpoint=isinstance(error, CheckpointError),
+                is_usage=isinstance(error, UsageError) and not isinstance(error, WorkloadError),
             )
         )
         if order.scenario.distributed:
@@ -138,13 +138,13 @@ def _do(
         case Work.TRAIN:
             assert order.training is not None
             first = place.rank == 0
-            end = trainer.fit(
+            ended_by, notes = trainer.fit(
                 scenario, plan, order.training, place, progress,
                 lambda facts, done: say(TrainingBegun(facts=facts, epochs=tuple(done)))
                 if first else None,
                 lambda epoch: say(EpochDone(epoch=epoch)) if first else None,
             )  # fmt: skip
-            say(Trained(rank=place.rank, ended_by=end))
+            say(Trained(rank=place.rank, ended_by=ended_by, notes=notes))
 
 
 def _turns(channel: Channel) -> Iterator[Turn]:

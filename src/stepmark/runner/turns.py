@@ -41,12 +41,11 @@ def take_turns(
     if order.origins is not None:
         check_origins(order.origins, Path(order.directory))
     place, training = prepared.place, prepared.training
-    first_loss = value_of(prepared.losses)
     measurement = Measurement(scenario, plan, place, training, prepared.batches, prepared.loop)
     losses = prepared.loop(training, prepared.batches, range(_CHECKED_STEPS - 1), ())
     counters = {
         "batch": prepared.first_batch,
-        "loss": f"{first_loss!r}, {value_of(losses)!r} after {_CHECKED_STEPS} steps",
+        "loss": f"{prepared.first_loss!r}, {value_of(losses)!r} after {_CHECKED_STEPS} steps",
     }
     epoch_turn_s = None
     if order.with_costs:
@@ -78,20 +77,18 @@ def take_turns(
                 epoch_turn_s=epoch_turn_s,
                 num_samples=len(prepared.workload.dataset),  # type: ignore[arg-type]
                 peak_bytes=_peak_bytes(scenario, place, host_memory),
-                diverges=not all(
-                    loss is None or math.isfinite(loss) for loss in (first_loss, value_of(losses))
-                ),
             ),
         )
     )
     for turn in turns:
-        window, skipped_steps = measurement.turn(turn.num_lead, turn.num_steps)
+        window, loss, skipped_steps = measurement.turn(turn.num_lead, turn.num_steps)
         say(
             Turned(
                 rank=place.rank,
                 window_s=window.window_s,
                 step_s=window.step_s,
                 skipped_steps=skipped_steps,
+                diverges=loss is not None and not math.isfinite(loss),
             )
         )
 

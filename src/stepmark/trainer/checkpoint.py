@@ -105,20 +105,27 @@ def load(trained: Trained, order: TrainOrder) -> tuple[Epoch, ...]:
     content = read(path)
     if content.get("format") != _FORMAT:
         raise CheckpointError(f"{path}: is no checkpoint to go on from; {_REMEDY}")
-    if json.loads(content["scenario"]) != encode(trained.scenario):
-        of = decode(Scenario, json.loads(content["scenario"])).id
-        raise CheckpointError(f"{path}: is of {of}, not of {trained.scenario.id}; {_REMEDY}")
+    try:
+        scenario = decode(Scenario, json.loads(content["scenario"]))
+        epochs = decode(tuple[Epoch, ...], json.loads(content["epochs"]))
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: is of another stepmark ({error}); {_REMEDY}") from error
+    if scenario != trained.scenario:
+        raise CheckpointError(
+            f"{path}: is of {scenario.id}, not of {trained.scenario.id}; {_REMEDY}"
+        )
     try:
         trained.model.load_state_dict(content["model"])
         trained.training.optimizer.load_state_dict(content["optimizer"])
         trained.scheduling.load_state_dict(content["scheduler"])
         if trained.training.scaler is not None:
             trained.training.scaler.load_state_dict(content["scaler"])
-    except (RuntimeError, ValueError, KeyError) as error:  # the workload's code has changed
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # The workload's code has changed.
         raise CheckpointError(
             f"{path}: does not fit the workload ({_one_line(error)}); {_REMEDY}"
         ) from error
-    return decode(tuple[Epoch, ...], json.loads(content["epochs"]))
+    return epochs
 
 
 def write(path: Path, content: dict[str, Any]) -> int:

@@ -3,14 +3,13 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from stepmark.building import recording_of
-from stepmark.loop import Callback, evaluate, train
+from stepmark.loop import evaluate, train
 from stepmark.place import Place
 from stepmark.probes.scaler import AppliedSteps
 from stepmark.probes.timing import PhaseMarks, phase_order
@@ -84,7 +83,7 @@ class Epochs:
         metrics = self._metrics()
         smoothed = SmoothedLoss(self._watched, device.torch_device)
         callbacks = [*metrics, smoothed, *self._scheduling.callbacks]
-        learning_rate = float(self._training.optimizer.param_groups[0]["lr"])
+        learning_rate = self._training.optimizer.param_groups[0].get("lr")
         applied = AppliedSteps(self._training)
         num_steps = loader.num_steps(self._accumulation)
         loader.set_epoch(number)
@@ -102,7 +101,7 @@ class Epochs:
         next(batches, None)  # the loader's end, at which it stops its workers
         device.synchronize()
         train_s = self._place.agree(device.now_s() - start_s)
-        learned = self._learned(metrics)
+        learned = self._learned(*metrics)
         smoothed_loss = self._sums([smoothed.value() or 0.0])[0] / self._num_ranks
         return Epoch(
             epoch=number,
@@ -114,7 +113,7 @@ class Epochs:
             valid_loss=None,
             valid_accuracy=None,
             num_valid_samples=None,
-            learning_rate=learning_rate,
+            learning_rate=None if learning_rate is None else float(learning_rate),
             train_s=train_s,
             valid_s=None,
             phases=marks.phases(num_marked) if num_marked else None,
@@ -123,18 +122,18 @@ class Epochs:
         )
 
     def evaluate(self, epoch: Epoch) -> Epoch:
-        """The epoch with the evaluation after it, if there is validation data."""
-        if self._valid is None:
-            return epoch
+        """The epoch with the evaluation after it; there must be validation data."""
+        assert self._valid is not None
         metrics = self._metrics()
         self._watched.begin(self._valid.num_samples)
         batches = self._valid.batches()
         start_s = self._now_s()
+        self._synchronize_buffers()
         evaluate(self._evaluated, batches, range(self._valid.num_batches), metrics)
         next(batches, None)
         self._device.synchronize()
         valid_s = self._place.agree(self._device.now_s() - start_s)
-        learned = self._learned(metrics)
+        learned = self._learned(*metrics)
         return dataclasses.replace(
             epoch,
             valid_loss=learned.loss,
@@ -148,24 +147,30 @@ class Epochs:
         self._device.synchronize()
         return self._device.now_s()
 
-    def _metrics(self) -> list[Callback]:
+    def _metrics(self) -> tuple[MeanLoss, Accuracy]:
         where = self._device.torch_device
-        metrics: list[Callback] = [MeanLoss(self._watched, where)]
-        if self._watched.judge is not None:
-            metrics.append(Accuracy(self._watched, where))
-        return metrics
+        return MeanLoss(self._watched, where), Accuracy(self._watched, where)
 
-    def _learned(self, metrics: Sequence[Any]) -> _Learned:
+    def _learned(self, loss: MeanLoss, accuracy: Accuracy) -> _Learned:
         """Of all ranks; waits for the device."""
-        loss, *accuracy = metrics
-        num_right = accuracy[0].value() if accuracy else 0
+        num_right = accuracy.value()
         total = (loss.value() or 0.0) * loss.num_samples
-        num_samples, total, num_right = self._sums([loss.num_samples, total, num_right])
+        num_samples, total, all_right = self._sums([loss.num_samples, total, num_right or 0])
         return _Learned(
             num_samples=int(num_samples),
             loss=_finite(total / num_samples),
-            accuracy=num_right / num_samples if accuracy else None,
+            accuracy=None if num_right is None else all_right / num_samples,
         )
+
+    def _synchronize_buffers(self) -> None:
+        """Of a model on several ranks: those of the first one, as in each forward of a training.
+
+        Since the last of these each rank's running statistics have gone their own way, and what is
+        saved are the first one's.
+        """
+        if self._evaluated.model is not self._training.model:
+            for buffer in self._evaluated.model.buffers():
+                dist.broadcast(buffer, src=0)
 
     @property
     def _num_ranks(self) -> int:

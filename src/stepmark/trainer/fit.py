@@ -5,17 +5,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from stepmark.building import checked_loss
 from stepmark.compiling import Compiler
 from stepmark.place import Place
-from stepmark.preparing import Built, Progress, build, require_images, seed
+from stepmark.preparing import Built, Progress, build, seed
 from stepmark.scenario import Plan, Scenario
 from stepmark.trainer import checkpoint
 from stepmark.trainer.checkpoint import Trained
 from stepmark.trainer.epochs import Epochs
 from stepmark.trainer.loaders import train_loader, valid_loader
 from stepmark.trainer.schedules import Scheduling
-from stepmark.trainer.watching import Judge, WatchedLoss, judge_of
+from stepmark.trainer.watching import WatchedLoss
 from stepmark.training import EndOfTraining, Epoch, Facts, TrainOrder, has_stalled, improves
 
 # So that no epoch draws what another rank's draws.
@@ -32,7 +31,7 @@ def fit(
     progress: Progress,
     on_begin: Begun,
     on_epoch: Callable[[Epoch], None],
-) -> EndOfTraining:
+) -> tuple[EndOfTraining, tuple[str, ...]]:
     """Train a scenario's model on one rank.
 
     Args:
@@ -44,6 +43,9 @@ def fit(
         on_begin: told before the first epoch what is trained on, and which epochs are done.
         on_epoch: told of each epoch as soon as it is finished, and saved if it can be.
 
+    Returns:
+        What ended it, and remarks on what came up meanwhile.
+
     Raises:
         WorkloadError: the workload cannot be found or built, or does not suit the scenario.
         CheckpointError: a checkpoint cannot be read or written.
@@ -54,7 +56,7 @@ def fit(
     place, workload = built.place, built.workload
     loader = train_loader(workload, scenario, place.rank, drop_last=wanted.drop_last)
     valid = valid_loader(workload, scenario, place.rank) if wanted.validate else None
-    watched = WatchedLoss(workload, _try(built, scenario), scenario.batch_size)
+    watched = WatchedLoss(workload, scenario)
     steps_per_epoch = loader.num_steps(scenario.accumulation)
     scheduling = Scheduling(wanted, built.training, steps_per_epoch)
     epochs = Epochs(scenario, wanted, place, scheduling, watched, loader, valid)
@@ -71,8 +73,9 @@ def fit(
         seed(number * _MOST_RANKS + place.rank)
         progress(f"epoch {number} of {wanted.epochs}: training", _rate(done))
         epoch = epochs.train(number)
-        progress(f"epoch {number} of {wanted.epochs}: validating", _rate(done))
-        epoch = epochs.evaluate(epoch)
+        if valid is not None:
+            progress(f"epoch {number} of {wanted.epochs}: validating", _rate(done))
+            epoch = epochs.evaluate(epoch)
         scheduling.on_epoch_end(epoch.watched_loss)
         is_best = improves(epoch.watched_loss, [e.watched_loss for e in done])
         epoch = _without_compiler(epoch, built.compiler)
@@ -83,7 +86,9 @@ def fit(
         finally:  # what was measured is told even if it cannot be saved
             on_epoch(done[-1])
     place.barrier()
-    return end
+    known = len(built.switches.notes)
+    built.switches.final()
+    return end, tuple(built.switches.notes[known:])
 
 
 def _end(done: Sequence[Epoch], order: TrainOrder) -> EndOfTraining | None:
@@ -119,39 +124,11 @@ def _save(trained: Trained, done: Sequence[Epoch], order: TrainOrder, place: Pla
     return dataclasses.replace(done[-1], checkpoint_s=saved_s, checkpoint_bytes=num_bytes)
 
 
-def _try(built: Built, scenario: Scenario) -> Judge | None:
-    """Make a batch and its loss once, in evaluation mode, which leaves the model as it is.
-
-    Returns:
-        What tells right samples, if there are any.
-
-    Raises:
-        WorkloadError: the loss cannot be trained on.
-        ObstacleError: the batch has no images where the scenario is about them.
-    """
-    workload, training, model = built.workload, built.training, built.workload.model
-    dataset = workload.dataset
-    loader = torch.utils.data.DataLoader(
-        dataset, batch_size=scenario.batch_size, collate_fn=workload.collate_fn
-    )
-    batch = next(iter(loader))
-    require_images(scenario, batch)
-    batch = training.to_device(batch)
-    model.eval()
-    with training.autocast():
-        checked_loss(workload, model, batch)
-        judge = None
-        if workload.compute_loss is None:
-            with torch.no_grad():
-                judge = judge_of(workload.forward(model, batch), batch)
-    model.train()
-    return judge
-
-
 def _facts(built: Built, scenario: Scenario, steps_per_epoch: int, order: TrainOrder) -> Facts:
     workload = built.workload
     num_samples = len(workload.dataset)  # type: ignore[arg-type]
     evaluates = order.plan.validate and workload.valid_dataset is not None
+    settings = built.switches.final()
     notes = list(built.switches.notes)
     uneven = num_samples % scenario.world_size
     if uneven and not order.plan.drop_last:
@@ -178,7 +155,7 @@ def _facts(built: Built, scenario: Scenario, steps_per_epoch: int, order: TrainO
     return Facts(
         device_name=built.place.device.name,
         num_threads=torch.get_num_threads(),
-        settings=built.switches.final(),
+        settings=settings,
         data=workload.data,
         num_parameters=sum(p.numel() for p in workload.model.parameters()),
         num_train_samples=num_samples,

@@ -121,7 +121,13 @@ class Scheduling:
         return None if self._kept is None else self._kept.state_dict()
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """From a checkpoint."""
+        """From a checkpoint.
+
+        Raises:
+            ValueError: one of both has a schedule, and the other has not.
+        """
+        if (self._kept is None) is not (state is None):
+            raise ValueError("there is a schedule now or was one then, not both")
         if self._kept is not None:
             self._kept.load_state_dict(state)
 

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from stepmark.building import checked
 from stepmark.loop import Callback
+from stepmark.preparing import check_suits
+from stepmark.scenario import Scenario
 from stepmark.workload import Workload
 
 # Which of a batch's samples a network got right, of outputs and targets.
@@ -23,21 +26,31 @@ SMOOTHING = 0.98
 class WatchedLoss:
     """A workload's loss that keeps what it last saw.
 
+    The first batch of all is looked at more closely, which waits for the device.
+
+    Attributes:
+        loss, outputs, targets: of the last batch; the latter two only where there is a judge.
+        num_samples: in it.
+        judge: says which samples are right; ``None`` where there are no classes.
+
     Args:
         workload: whose loss.
-        judge: says which samples are right; ``None`` where there are no classes, and then outputs
-            are not kept.
-        batch_size: samples in every batch but the last one.
+        scenario: what its batches must suit.
+
+    Raises:
+        WorkloadError: (when called) the loss cannot be trained on.
+        ObstacleError: (when called) the batch lacks what the scenario is about.
     """
 
-    def __init__(self, workload: Workload, judge: Judge | None, batch_size: int) -> None:
+    def __init__(self, workload: Workload, scenario: Scenario) -> None:
         self.loss: Tensor
         self.outputs: Tensor
         self.targets: Tensor
         self.num_samples = 0
-        self.judge = judge
+        self.judge: Judge | None = None
         self._workload = workload
-        self._batch_size = batch_size
+        self._scenario = scenario
+        self._has_begun = False
         self._num_left = 0
 
     def begin(self, num_samples: int) -> None:
@@ -47,15 +60,23 @@ class WatchedLoss:
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """See `stepmark.loop.Training.loss`."""
         # Counted, since what a batch's first dimension is, a workload's collate_fn alone knows.
-        self.num_samples = min(self._batch_size, self._num_left)
+        self.num_samples = min(self._scenario.batch_size, self._num_left)
         self._num_left -= self.num_samples
-        if self.judge is None:
+        outputs = None
+        if self._workload.compute_loss is not None:
             loss = self._workload.loss(model, batch)
         else:
             outputs = self._workload.forward(model, batch)
             loss = self._workload.loss_of(outputs, batch)
+        if not self._has_begun:
+            self._has_begun = True
+            check_suits(self._scenario, batch)
+            checked(loss)
+            self.judge = judge_of(outputs, batch)
+        if self.judge is not None:
+            assert isinstance(outputs, Tensor), "judge_of() found classes in them"
             self.outputs, self.targets = outputs.detach(), batch[1]
-        self.loss = loss.detach()
+        self.loss = loss.detach().reshape(())
         return loss
 
 
@@ -104,22 +125,21 @@ class SmoothedLoss(Callback):
 
 
 class Accuracy(Callback):
-    """How many samples were right; the watched loss must have a judge."""
+    """How many samples were right, where there are classes."""
 
     def __init__(self, watched: WatchedLoss, device: torch.device) -> None:
-        assert watched.judge is not None
         self._watched = watched
-        self._judge = watched.judge
         self._num_right = torch.zeros((), dtype=torch.int64, device=device)
 
     def on_forward(self) -> None:
         """See `Callback`."""
         watched = self._watched
-        self._num_right.add_(self._judge(watched.outputs, watched.targets).sum())
+        if watched.judge is not None:
+            self._num_right.add_(watched.judge(watched.outputs, watched.targets).sum())
 
-    def value(self) -> int:
-        """Samples; waits for the device."""
-        return int(self._num_right.item())
+    def value(self) -> int | None:
+        """Samples; waits for the device. ``None`` where there are no classes."""
+        return None if self._watched.judge is None else int(self._num_right.item())
 
 
 def judge_of(outputs: Any, batch: Any) -> Judge | None:

@@ -17,10 +17,40 @@ _FIGURES = ("train_loss", "train_accuracy", "valid_loss", "valid_accuracy")
 
 
 def as_line(epoch: Epoch) -> str:
-    """``Epoch:    1 | train_loss=0.6931, ...``; what is not known is left out."""
-    figures = ((name, getattr(epoch, name)) for name in _FIGURES)
-    text = ", ".join(f"{name}={value:.4f}" for name, value in figures if value is not None)
+    """``Epoch:    1 | train_loss=0.6931, ...``.
+
+    What there is not is left out; a loss that is not finite is ``nan``.
+    """
+    figures = [(name, getattr(epoch, name)) for name in _FIGURES]
+    is_known = {"train_loss": True, "valid_loss": epoch.num_valid_samples is not None}
+    text = ", ".join(
+        f"{name}=nan" if value is None else f"{name}={value:.4f}"
+        for name, value in figures
+        if value is not None or is_known.get(name)
+    )
     return f"Epoch: {epoch.epoch:4d} | {text}"
+
+
+def remarks(record: TrainingRecord) -> list[str]:
+    """What a reader of the figures should know."""
+    epochs = record.epochs
+    found = list(record.facts.notes) if record.facts else []
+    diverged = next((epoch for epoch in epochs if not epoch.is_finite), None)
+    if diverged is not None:
+        text = f"the loss is not finite in epoch {diverged.epoch}: this training diverges"
+        found.append(text if record.best else f"{text}; there is no best epoch, and none is saved")
+    num_steps = sum(epoch.num_steps for epoch in epochs)
+    skipped = [epoch.skipped_steps for epoch in epochs]
+    if None in skipped:
+        found.append(
+            "this optimizer takes the gradient scale itself; steps it skipped are not counted"
+        )
+    elif total := sum(number or 0 for number in skipped):
+        found.append(
+            f"the gradient scaler skipped {total:,} of {num_steps:,} steps: they update nothing "
+            "and look fast"
+        )
+    return found
 
 
 def as_json(record: TrainingRecord, folder: Path) -> str:
@@ -57,7 +87,7 @@ def as_table(record: TrainingRecord) -> list[str]:
     rows = [
         (
             str(epoch.epoch),
-            f"{epoch.learning_rate:.4g}",
+            "" if epoch.learning_rate is None else f"{epoch.learning_rate:.4g}",
             format_rate(epoch.samples_per_s),
             format_seconds(epoch.train_s),
             "" if epoch.valid_s is None else format_seconds(epoch.valid_s),

@@ -37,11 +37,13 @@ class Epoch:
         train_accuracy: right ones among them; ``None`` where there are no classes.
         valid_loss, valid_accuracy: of the validation data after the epoch; ``None`` without.
         num_valid_samples: that were evaluated on; ``None`` without.
-        learning_rate: at the epoch's first step, of the first group of parameters.
+        learning_rate: at the epoch's first step, of the first group of parameters; ``None`` for an
+            optimizer without one.
         train_s: from before its loader was started until its last step was done, of the slowest
             rank.
         valid_s: the same of the evaluation.
-        phases: mean per step over its first ``num_phase_steps`` steps; ``None`` where its steps
+        phases: mean per step over its first ``num_phase_steps`` steps, of the first rank; what
+            observing losses and accuracy takes is part of ``forward_s``. ``None`` where its steps
             all had fewer micro-batches than ``accumulation``, or the device cannot mark phases
             without waiting.
         num_phase_steps: how many these are.
@@ -63,7 +65,7 @@ class Epoch:
     valid_loss: float | None
     valid_accuracy: float | None
     num_valid_samples: int | None
-    learning_rate: float
+    learning_rate: float | None
     train_s: float
     valid_s: float | None
     phases: Phases | None
@@ -78,6 +80,12 @@ class Epoch:
     def samples_per_s(self) -> float:
         """Samples of all ranks over the training part's time, its loader's start included."""
         return self.num_samples / self.train_s
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether its losses are."""
+        validates = self.num_valid_samples is not None
+        return self.train_loss is not None and (self.valid_loss is not None or not validates)
 
     @property
     def watched_loss(self) -> float | None:

@@ -8,6 +8,7 @@ from stepmark.report.drawing import draw_epochs, draw_stacked_bars
 from stepmark.report.material import Material
 from stepmark.report.wording import EMPTY, count, known, sentence, shorten
 from stepmark.training import EndOfTraining, Epoch, TrainingRecord
+from stepmark.training.output import remarks
 from stepmark.units import format_bytes, format_percent, format_rate, format_seconds
 
 # More bars than these say little more; the table has them all.
@@ -32,9 +33,10 @@ def training(material: Material) -> Sequence[Block]:
     explained = Paragraph(
         text="Whole epochs, from before the loader starts until the last step is done: samples/s "
         "is lower here than in a measured window, which meets no epoch's end and leaves warm-up "
-        "out, and it includes what losses and accuracies cost. The training loss is the mean over "
-        "the epoch, each sample's at the parameters of its own step; so it may lie above the "
-        "validation loss, which is of the parameters after the epoch."
+        "out, and it includes what losses and accuracies cost (as part of the forward, in a step's "
+        "phases). The training loss is the mean over the epoch, each sample's at the parameters of "
+        "its own step; so it may lie above the validation loss, which is of the parameters after "
+        "the epoch."
     )
     return (explained, *blocks) if blocks else ()
 
@@ -63,7 +65,8 @@ def _findings(record: TrainingRecord) -> Iterator[Finding]:
             f"{count(facts.steps_per_epoch, 'step')} an epoch."
         )
         yield Finding(lead="Data and model", text=text)
-        yield from (Finding(lead="Note", text=f"{sentence(note)}.") for note in facts.notes)
+    for text in remarks(record):
+        yield Finding(lead="Note", text=f"{sentence(text)}.")
     for remark in record.machine.unfit:
         yield Finding(lead="Doubt", text=f"This machine is unfit to measure on: {remark}.")
 
@@ -141,7 +144,8 @@ def _phases_table(title: str, record: TrainingRecord) -> Table:
         for epoch in record.epochs
     ]
     header = ("epoch", *(name.replace("_", " ") for name in names))
-    caption = f"{title}: phases of a mean step, over {_marked(record)}"
+    where = ", of the first rank" if record.scenario.world_size > 1 else ""
+    caption = f"{title}: phases of a mean step, over {_marked(record)}{where}"
     return Table(header=header, rows=rows, caption=caption, foldable=True)
 
 
@@ -165,12 +169,12 @@ def _row(epoch: Epoch, is_best: bool) -> tuple[str, ...]:
         accuracy(epoch.train_accuracy),
         loss(epoch.valid_loss),
         accuracy(epoch.valid_accuracy),
-        f"{epoch.learning_rate:.4g}",
+        known(epoch.learning_rate, lambda rate: f"{rate:.4g}"),
         format_rate(epoch.samples_per_s),
         format_seconds(epoch.train_s),
         known(epoch.valid_s, format_seconds),
         known(epoch.compile_s or None, format_seconds),
         known(epoch.checkpoint_s, format_seconds),
         known(epoch.checkpoint_bytes, format_bytes),
-        str(epoch.skipped_steps) if epoch.skipped_steps else EMPTY,
+        "unknown" if epoch.skipped_steps is None else str(epoch.skipped_steps or EMPTY),
     )
