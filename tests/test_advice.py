@@ -95,6 +95,16 @@ def test_a_claim_on_memory_holds_where_less_is_held() -> None:
     assert judge(more, LESS_MEMORY).standing is Standing.DOES_NOT_HOLD
 
 
+def test_on_a_cpu_memory_must_differ_by_more_than_from_server_to_server() -> None:
+    """Pairs of one server lay out their memory alike, and agree without meaning it."""
+    on_cpu = make_trial(ratios=around(1.0), memory=[0.9] * 5)
+    found = judge(on_cpu, LESS_MEMORY)
+    assert (found.standing, found.detectable) == (Standing.NO_DIFFERENCE, "15.0 % would have shown")
+    assert found.high == pytest.approx(0.9 * 1.15 - 1)
+    on_gpu = {name: make_scenario(device="cuda") for name in ("without", "with_it")}
+    assert judge(dataclasses.replace(on_cpu, **on_gpu), LESS_MEMORY).standing is Standing.HOLDS
+
+
 def test_less_memory_than_allocators_round_to_does_not_matter() -> None:
     trial = make_trial(ratios=around(1.0))
     pairs = [

@@ -24,21 +24,23 @@ from stepmark import codec
 from stepmark.advice import FASTER, Measured, MeasuredPair, Standing, Trial, judge
 from stepmark.advice.judgement import FEWEST_PAIRS, MOST_PAIRS, THRESHOLD, log_ratios, reach
 from stepmark.advising.pairs import Pairs
-from stepmark.advising.trials import begin
-from stepmark.choices import OptimizerName
+from stepmark.choices import OptimizerName, Precision
 from stepmark.fingerprint import Machine
 from stepmark.scenario import Scenario
 
 NUM_TRIALS = 4000
 OWN = pool.POOL.parent / "advice_pairs.jsonl"
 MACHINE = Machine(host="", hardware={}, software={}, devices=())
-SCENARIO = Scenario(workload="recorded")
+SCENARIO = Scenario(workload="recorded", device="cpu")
 # What advice is mostly given on; each with whatever cores it finds.
 KINDS = {
     "mlp": Scenario(workload="mlp-fashion-mnist", batch_size=64),
     "mlp, 2 workers": Scenario(workload="mlp-fashion-mnist", batch_size=64, num_workers=2),
     "mlp, 2 ranks": Scenario(workload="mlp-fashion-mnist", batch_size=64, world_size=2),
     "resnet18, 64 px": Scenario(workload="torchvision:resnet18?size=64", batch_size=8),
+    "resnet18, bf16": Scenario(
+        workload="torchvision:resnet18?size=64", batch_size=8, precision=Precision.BF16
+    ),
 }
 
 
@@ -53,6 +55,7 @@ def main() -> None:
     for name, pairs in own_pairs().items():
         if pairs:
             tell(name, pairs, order)
+            tell_memory(pairs)
     for kind in pool.CLASSES:
         for part in pool.PARTS:
             pairs = [recorded(pair) for pair in pool.load(kind, part)]
@@ -60,25 +63,34 @@ def main() -> None:
 
 
 def record(minutes: float) -> None:
-    """Measure pairs of two scenarios that are the same, kinds in turn, until time is up."""
+    """Measure pairs of two scenarios that are the same, a server a round."""
     deadline_s = time.monotonic() + 60 * minutes
-    num_pairs = {name: len(pairs) for name, pairs in own_pairs().items()}
-    with Pairs(timeout=120) as measuring, OWN.open("a") as file:
-        while time.monotonic() < deadline_s:
-            name = min(num_pairs, key=lambda name: num_pairs[name])
-            sides = [
-                dataclasses.replace(
-                    KINDS[name], device="cpu", threads=1, optimizer=OptimizerName.SGD, lr=lr
-                )
-                for lr in (1e-3, 1.001e-3)
-            ]
-            trial = measuring.add_to(begin("workers", (sides[0], sides[1]), MACHINE))
-            if not trial.pairs:
-                raise SystemExit(f"{name}: {trial.failure or trial.obstacle}")
-            file.write(json.dumps({"kind": name, **codec.encode(trial.pairs[0])}) + "\n")
-            file.flush()
-            num_pairs[name] += 1
-            print(f"{name}: {num_pairs[name]} pairs, {trial.pairs[0].wall_s:.1f} s", flush=True)
+    while time.monotonic() < deadline_s:
+        with Pairs(timeout=120) as measuring, OWN.open("a") as file:
+            for name, scenario in KINDS.items():
+                sides = [
+                    dataclasses.replace(
+                        scenario, device="cpu", threads=1, optimizer=OptimizerName.SGD, lr=lr
+                    )
+                    for lr in (1e-3, 1.001e-3)
+                ]
+                trial = measuring.add_to(trial_of(sides[0], sides[1]))
+                if not trial.pairs:
+                    raise SystemExit(f"{name}: {trial.failure or trial.obstacle}")
+                file.write(json.dumps({"kind": name, **codec.encode(trial.pairs[0])}) + "\n")
+                print(f"{name}: {trial.pairs[0].wall_s:.1f} s", flush=True)
+
+
+def trial_of(without: Scenario, with_it: Scenario, pairs: tuple[MeasuredPair, ...] = ()) -> Trial:
+    """A trial of some advice on throughput."""
+    return Trial(
+        advice="workers",
+        without=without,
+        with_it=with_it,
+        machine=MACHINE,
+        started_at="",
+        pairs=pairs,
+    )
 
 
 def own_pairs() -> dict[str, list[MeasuredPair]]:
@@ -106,6 +118,17 @@ def tell(name: str, pairs: Sequence[MeasuredPair], order: random.Random) -> None
     )
 
 
+def tell_memory(pairs: Sequence[MeasuredPair]) -> None:
+    """Print how far apart peaks of one scenario lie, within a pair and from server to server."""
+    peaks = [(p.without.peak_bytes or 0, p.with_it.peak_bytes or 0) for p in pairs]
+    within = max(abs(math.log(b / a)) for a, b in peaks)
+    every = [peak for pair in peaks for peak in pair]
+    print(
+        f"{'':<24} peak memory {min(every) / 2**20:.0f} to {max(every) / 2**20:.0f} MiB, within a "
+        f"pair at most {100 * within:.1f} % apart"
+    )
+
+
 def recorded(pair: dict[str, dict[str, list[float]]]) -> MeasuredPair:
     """A pair of the gate's pool as if it had been measured for advice."""
     sides = (
@@ -127,7 +150,7 @@ def recorded(pair: dict[str, dict[str, list[float]]]) -> MeasuredPair:
 def drawn(pairs: Sequence[MeasuredPair], order: random.Random) -> Trial:
     """A trial of pairs drawn at random: as many as `stepmark.advising.pursue` would measure."""
     picked = tuple(order.choices(pairs, k=MOST_PAIRS))
-    trial = dataclasses.replace(begin("workers", (SCENARIO, SCENARIO), MACHINE), pairs=picked)
+    trial = trial_of(SCENARIO, SCENARIO, picked)
     ratios = log_ratios(trial, FASTER.quantity)
     sizes = range(FEWEST_PAIRS, MOST_PAIRS + 1)
     enough = next((k for k in sizes if reach(ratios[:k]) <= math.log1p(THRESHOLD)), MOST_PAIRS)

@@ -21,6 +21,9 @@ CONFIDENCE = 0.99
 THRESHOLD = 0.03
 # Nor do smaller ones in memory: allocators round.
 _LEAST_BYTES = 2 << 20
+# By what resident sets of one scenario may differ from server to server; pairs of one server, which
+# lay out their memory alike, do not show it.
+_HOST_MEMORY_REACH = math.log(1.15)
 # Part of the steps that a gradient scaler may skip: it tries a larger scale now and then.
 _MOST_SKIPPED = 0.01
 
@@ -47,6 +50,7 @@ class Judgement:
         low, high: its interval (99 %).
         without, with_it: medians over pairs, samples per second or bytes.
         num_pairs: that it rests on.
+        detectable: what would have shown where no difference is seen; empty otherwise.
         remark: what else to know of it; empty if there is nothing.
     """
 
@@ -59,6 +63,7 @@ class Judgement:
     without: float | None = None
     with_it: float | None = None
     num_pairs: int = 0
+    detectable: str = ""
     remark: str = ""
 
 
@@ -84,7 +89,11 @@ def judge(trial: Trial, claim: Claim) -> Judgement:
             reason=trial.failure or reason,
             num_pairs=len(known),
         )
-    judged = _judge(claim, known)
+    in_host = claim.quantity is Quantity.MEMORY and "cpu" in (
+        trial.without.device,
+        trial.with_it.device,
+    )
+    judged = _judge(claim, known, least_reach=_HOST_MEMORY_REACH if in_host else 0.0)
     remarks = [trial.failure, _compiling(trial) if claim.quantity is Quantity.THROUGHPUT else ""]
     return dataclasses.replace(judged, remark="; ".join(filter(None, remarks)))
 
@@ -152,9 +161,9 @@ def log_ratios(trial: Trial, quantity: Quantity) -> list[float]:
     return [math.log(b / a) for a, b in sides if a and b]
 
 
-def _judge(claim: Claim, known: Sequence[tuple[float, float]]) -> Judgement:
+def _judge(claim: Claim, known: Sequence[tuple[float, float]], *, least_reach: float) -> Judgement:
     ratios = [math.log(b / a) for a, b in known]
-    middle, off = stats.center(ratios, 0.0).estimate, reach(ratios)
+    middle, off = stats.center(ratios, 0.0).estimate, max(reach(ratios), least_reach)
     low, high = stats.change_of(middle - off), stats.change_of(middle + off)
     change = stats.change_of(middle)
     without, with_it = (stats.median(side) for side in zip(*known, strict=True))
@@ -163,7 +172,7 @@ def _judge(claim: Claim, known: Sequence[tuple[float, float]]) -> Judgement:
     matters = abs(change) >= THRESHOLD
     if is_memory:
         matters = matters and abs(with_it - without) >= _LEAST_BYTES
-    what = _NAMES[claim.quantity]
+    what, detectable = _NAMES[claim.quantity], ""
     if off < abs(middle) and matters:
         standing = Standing.HOLDS if better > 0 else Standing.DOES_NOT_HOLD
         reason = (
@@ -171,13 +180,13 @@ def _judge(claim: Claim, known: Sequence[tuple[float, float]]) -> Judgement:
         )
     else:
         standing = Standing.NO_DIFFERENCE
-        reason = f"{what} {format_change(change)}"
-        if off < abs(middle):
-            reason += f", less than the {format_percent(THRESHOLD)} that matter"
-            if is_memory and abs(change) >= THRESHOLD:
-                reason = f"{what} {format_change(change)}, less than the 2 MiB that matter"
+        if off >= abs(middle):
+            detectable = f"{format_percent(stats.change_of(off))} would have shown"
+        elif is_memory and abs(change) >= THRESHOLD:
+            detectable = "less than the 2 MiB that matter"
         else:
-            reason += f"; {format_percent(stats.change_of(off))} would have shown"
+            detectable = f"less than the {format_percent(THRESHOLD)} that matter"
+        reason = f"{what} {format_change(change)}; {detectable}"
     return Judgement(
         claim=claim,
         standing=standing,
@@ -188,6 +197,7 @@ def _judge(claim: Claim, known: Sequence[tuple[float, float]]) -> Judgement:
         without=without,
         with_it=with_it,
         num_pairs=len(ratios),
+        detectable=detectable,
     )
 
 

@@ -44,8 +44,12 @@ def as_text(trials: Sequence[Trial]) -> str:
 def _verdict(found: Judgement) -> str:
     if found.change is None:
         return f"{found.standing}: {found.reason}"
-    notes = [found.reason.partition("; ")[2], found.remark]
-    return "; ".join([str(found.standing), *filter(None, notes)])
+    return "; ".join(filter(None, [str(found.standing), notes(found)]))
+
+
+def notes(found: Judgement) -> str:
+    """What else to know of a claim that has figures: what would have shown, and remarks."""
+    return "; ".join(filter(None, [found.detectable, found.remark]))
 
 
 def judgements(trial: Trial) -> list[Judgement]:

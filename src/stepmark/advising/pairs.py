@@ -1,10 +1,8 @@
 """Pairs of processes, one without a piece of advice and one with it, that take turns."""
 
-import contextlib
 import dataclasses
 import os
 import random
-import tempfile
 from pathlib import Path
 from typing import Self
 
@@ -29,19 +27,10 @@ class Pairs:
     """
 
     def __init__(self, timeout: float) -> None:
-        self._open = contextlib.ExitStack()
-        # What one process has compiled, the next one need not compile again.
-        cache = self._open.enter_context(tempfile.TemporaryDirectory(prefix="stepmark-compiled-"))
         environment = {name: os.environ.get(name, v) for name, v in STEADY_MEMORY.items()}
-        environment["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}/inductor"
-        environment["TRITON_CACHE_DIR"] = f"{cache}/triton"
-        self._runner = self._open.enter_context(Runner(environment=environment))
-        try:
-            # Its server starts now, so that the first pair does not wait for it.
-            _ = self._runner.machine
-        except BaseException:
-            self._open.close()
-            raise
+        self._runner = Runner(environment=environment)
+        # Its server starts now, so that the first pair does not wait for it.
+        _ = self._runner.machine
         self._plan = Plan(steps=1, warmup=5, max_seconds=_WARM_UP_S, timeout=timeout)
         self._order = random.Random()
 
@@ -49,7 +38,7 @@ class Pairs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._runner.close()
 
     def add_to(self, trial: Trial) -> Trial:
         """The trial with one more pair, or with the reason why it has none.

@@ -160,10 +160,10 @@ def _open(order: Order, rank: int) -> Place:
     if order.cpus:
         share = len(order.cpus) // order.scenario.num_processes
         os.sched_setaffinity(0, order.cpus[rank * share : (rank + 1) * share])
-    if order.work in (Work.MEASURE, Work.TRAIN):
-        # Of its own, and empty: what was compiled before would be found there, in no time.
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{order.folder}/rank{rank}.compiled"
-        os.environ["TRITON_CACHE_DIR"] = f"{order.folder}/rank{rank}.triton"
+    cache = _compiled_code(order, rank)
+    if cache is not None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{cache}.compiled"
+        os.environ["TRITON_CACHE_DIR"] = f"{cache}.triton"
     os.chdir(order.directory)
     if order.work is Work.TURNS:
         # The server's own entries may lead to the working tree; a side has its revision's.
@@ -172,6 +172,19 @@ def _open(order: Order, rank: int) -> Place:
         # After the server's own, so that a module there cannot hide the standard library's.
         sys.path += [entry for entry in order.sys_path if entry not in sys.path]
     return open_place(order.scenario, threads=order.threads, requested_s=order.requested_s)
+
+
+def _compiled_code(order: Order, rank: int) -> Path | None:
+    """Where compiled code is kept; ``None`` is torch's own place."""
+    match order.work:
+        case Work.MEASURE | Work.TRAIN:
+            # Empty: what was compiled before would be found there, in no time.
+            return Path(order.folder) / f"rank{rank}"
+        case Work.TURNS:
+            # The host's: what one pair has compiled, the next one need not compile again.
+            return Path(order.folder).parent / "pairs"
+        case _:
+            return None
 
 
 def _volunteer_to_be_killed() -> None:

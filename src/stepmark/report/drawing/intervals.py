@@ -21,7 +21,7 @@ _MARKS = (0.05, 0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2, 3, 
 # says little would leave no room for the others.
 _LEAST_SPAN, _MOST_SPAN = 1.2, 25.0
 # Of the scale's length: nearer to each other labels would touch.
-_LEAST_GAP = 0.07
+_LEAST_GAP = 0.11
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from stepmark.advice import Judgement, Quantity, Standing, Trial, find, title_of
-from stepmark.advice.output import amount, command, judgements
+from stepmark.advice.output import amount, command, judgements, notes
 from stepmark.report.blocks import Block, Code, Heading, Paragraph, Plot, Table
 from stepmark.report.drawing import Interval, draw_intervals
 from stepmark.report.material import Material
@@ -76,7 +76,7 @@ def _table(found: Sequence[tuple[Trial, Judgement]]) -> Table:
             _amount(judged.without, judged),
             _amount(judged.with_it, judged),
             str(judged.num_pairs or EMPTY),
-            judged.remark if judged.change is not None else judged.reason,
+            notes(judged) if judged.change is not None else judged.reason,
         )
         for trial, judged in found
     ]
