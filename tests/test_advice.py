@@ -343,6 +343,16 @@ def test_no_trial_is_begun_that_there_is_no_time_to_end() -> None:
     assert judge(trials["bf16"], FASTER).standing is Standing.NOT_DECIDED
 
 
+def test_short_runs_one_after_another_come_to_an_end() -> None:
+    """Each has the time of two pairs, where five are needed."""
+    trials = {"workers": make_trial("workers")}
+    for _ in range(3):
+        script = Script({"workers": around(1.0)}, budget_s=2)
+        for trial in advising.pursue(list(trials.values()), script.add, lambda s=script: s.left_s):
+            trials[trial.advice] = trial
+    assert len(trials["workers"].pairs) == FEWEST_PAIRS
+
+
 def test_a_trial_is_gone_on_with_from_the_pairs_it_has() -> None:
     script = Script({"workers": around(1.0)})
     begun = make_trial("workers", around(1.0)[:3])

@@ -191,6 +191,14 @@ def test_a_model_that_returns_its_own_loss_has_no_place_for_another() -> None:
         check_suits(scenario(loss="mse"), {"inputs": LOGITS})
 
 
+def test_evaluating_on_training_data_is_told() -> None:
+    own = make_workload(data="mine")
+    assert recipe.apply(own, scenario(task="evaluate")).data.startswith("mine (training data: ")
+    validated = make_workload(data="mine", valid_dataset=TensorDataset(LOGITS[:2], LABELS[:2]))
+    applied = recipe.apply(validated, scenario(task="evaluate"))
+    assert (applied.data, len(applied.dataset)) == ("mine", 2)
+
+
 def test_a_workload_that_computes_its_loss_itself_has_no_place_for_another() -> None:
     own = make_workload(compute_loss=lambda model, batch: model(batch[0]).sum())
     with pytest.raises(ObstacleError, match="loss=mse: this workload computes its loss itself"):

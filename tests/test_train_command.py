@@ -193,6 +193,8 @@ def test_a_finished_training_is_shown_again_or_goes_on(
     shutil.copytree(folder / "results" / "toy", folder / "results" / "more")
     again = stepmark("train", "--resume", "--save", "more", "--json", cwd=folder)
     assert json.loads(again.stdout)["epochs"] == json.loads(toy.stdout)["epochs"]
+    assert "3 of 3 epochs are done; --epochs trains more" in again.stderr
+    assert len(re.findall("Epoch: .*", again.stderr)) == 3
     more = stepmark("train", "--resume", "--save", "more", "--epochs", 4, cwd=folder)
     assert more.returncode == 0, more.stderr
     (line,) = re.findall("Epoch: .*", more.stdout)
@@ -288,7 +290,7 @@ def test_what_patience_has_ended_is_shown_and_not_gone_on_with(folder: Path) -> 
     words = ["train", "--workload", "mine.py:build", "--epochs", 5, "--device", "cpu"]
     words += ["--optimizer", "sgd", "--lr", "1e-30", "--patience", 1, "--batch-size", 8]
     done = stepmark(*words, "--save", "idle", cwd=folder)
-    assert "stopped after epoch 2: no lower loss in 1 epochs" in done.stderr
+    assert "stopped after epoch 2: no lower loss for --patience 1" in done.stderr
     for more in ([], ["--epochs", 9]):
         again = stepmark("train", "--resume", "--save", "idle", *more, cwd=folder)
         assert again.returncode == 0
@@ -311,7 +313,7 @@ def test_a_training_does_not_go_on_with_other_data(folder: Path) -> None:
 def test_an_interrupt_keeps_finished_epochs_no_process_and_the_words_to_go_on(
     folder: Path,
 ) -> None:
-    words = ["train", "--workload", "mine.py:slow", "--epochs", "4", "--device", "cpu"]
+    words = ["train", "--workload", "mine.py:slow", "--epochs", "9", "--device", "cpu"]
     process = subprocess.Popen(
         [*STEPMARK, *words, "--batch-size", "8", "--save", "cut"],
         cwd=folder, env=environment(), text=True,
@@ -325,7 +327,7 @@ def test_an_interrupt_keeps_finished_epochs_no_process_and_the_words_to_go_on(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    found = re.search(r"interrupted: ([23]) of 4 epochs are saved in \S+; go on with: (.*)", errors)
+    found = re.search(r"interrupted: (\d) of 9 epochs are saved in \S+; go on with: (.*)", errors)
     assert found, errors
     assert family
     assert not list(filter(is_alive, family))
@@ -334,7 +336,7 @@ def test_an_interrupt_keeps_finished_epochs_no_process_and_the_words_to_go_on(
     assert training.outcome is None
     done = stepmark(*shlex.split(found[2])[1:], "--json", cwd=folder)
     epochs = epochs_of(done)
-    assert [epoch["epoch"] for epoch in epochs] == [1, 2, 3, 4]
+    assert [epoch["epoch"] for epoch in epochs] == list(range(1, 10))
     # Nothing is validated, and left out is not 0.
     assert {(epoch["valid_loss"], epoch["valid_s"]) for epoch in epochs} == {(None, None)}
     assert "valid_loss" not in done.stderr

@@ -37,8 +37,11 @@ def apply(workload: Workload, scenario: Scenario) -> Workload:
         changes["loss_fn"] = LOSSES[scenario.loss]
     if scenario.clip_norm is not None:
         changes["clip_norm"] = scenario.clip_norm or None
-    if scenario.task is not Task.TRAIN and workload.valid_dataset is not None:
-        changes["dataset"] = workload.valid_dataset
+    if scenario.task is not Task.TRAIN:
+        if workload.valid_dataset is not None:
+            changes["dataset"] = workload.valid_dataset
+        else:
+            changes["data"] = f"{workload.data} (training data: there is none for validation)"
     return dataclasses.replace(workload, **changes)
 
 

@@ -46,20 +46,24 @@ def pursue(
                 if puts_off and _is_dear(current[name], current.values()):
                     break
                 yield add(name)
-    while True:
-        # How far apart pairs lie asks for more of them, never where they lie.
-        unclear = [
-            (scatter(trial), name)
-            for name, trial in current.items()
-            if _is_open(trial, MOST_PAIRS)
-            and not _lacks_pairs(trial)
-            and not is_gross(trial)
-            and scatter(trial) > math.log1p(THRESHOLD)
-            and _fits(trial, time_left())
-        ]
-        if not unclear:
-            return
+    while unclear := [
+        (scatter(trial), name)
+        for name, trial in current.items()
+        if _is_unclear(trial) and _fits(trial, time_left())
+    ]:
         yield add(max(unclear)[1])
+    # What cannot be brought to its end now, a later run may go on with.
+    for name in sorted(current, key=lambda n: _pair_s(current[n])):
+        while current[name].pairs and _lacks_pairs(current[name]):
+            if _pair_s(current[name]) > time_left():
+                break
+            yield add(name)
+
+
+def _is_unclear(trial: Trial) -> bool:
+    """Whether more pairs could say more: how far apart they lie asks for them, never where."""
+    is_begun = _is_open(trial, MOST_PAIRS) and not _lacks_pairs(trial)
+    return is_begun and not is_gross(trial) and scatter(trial) > math.log1p(THRESHOLD)
 
 
 def _is_open(trial: Trial, most: int) -> bool:

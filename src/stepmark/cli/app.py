@@ -285,7 +285,7 @@ def advice(
         str | None,
         typer.Option(help="Names of advice to try, by commas. Default: all.", metavar="LIST"),
     ] = None,
-    budget: Annotated[str, typer.Option(help="Time for all of it, such as 90s, 10m, 1h.")] = "10m",
+    budget: Annotated[str, typer.Option(help="Time for this call, such as 90s, 10m, 1h.")] = "10m",
     timeout: Annotated[
         float | None,
         typer.Option(

@@ -206,6 +206,11 @@ class _Session:
     def go_on(self, record: TrainingRecord, folder: store.RunFolder) -> int:
         """Train the epochs that are missing."""
         if _is_at_its_end(record):
+            for epoch in record.epochs:
+                self._display.on_epoch(output.as_line(epoch))
+            if record.ended_by is EndOfTraining.EPOCHS:
+                done = len(record.epochs)
+                print(f"{done} of {done} epochs are done; --epochs trains more", file=sys.stderr)
             return self._show(record, folder)
         try:
             suite.check_machine(record.machine, folder, self._runner)
@@ -277,6 +282,8 @@ class _Session:
         return self._show(record, folder)
 
     def _interrupted(self, record: TrainingRecord, folder: store.RunFolder) -> int:
+        if self._json:
+            show(output.as_json(record, folder.path))
         done, planned = len(record.epochs), record.plan.epochs
         text = f"interrupted: {done} of {planned} epochs are saved in {folder.path}"
         words = ["stepmark", "train", "--resume", "--save", folder.path.name]
@@ -296,8 +303,8 @@ class _Session:
             print(f"note: {remark}", file=sys.stderr)
         if record.ended_by is EndOfTraining.PATIENCE:
             print(
-                f"stopped after epoch {len(record.epochs)}: no lower loss in "
-                f"{record.plan.patience} epochs",
+                f"stopped after epoch {len(record.epochs)}: no lower loss for "
+                f"--patience {record.plan.patience}",
                 file=sys.stderr,
             )
         if record.outcome is not Outcome.OK:

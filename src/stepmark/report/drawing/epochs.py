@@ -61,4 +61,7 @@ def _draw(axes: Axes, epochs: Sequence[Epoch], kind: str) -> None:
         axes.set_ylim(low, 1 + 0.05 * (1 - low))
         axes.set_yticks([tick for tick in MaxNLocator(6).tick_values(low, 1.0) if low <= tick <= 1])
     else:
-        axes.set_ylim(min(0.0, low), None)
+        # Losses begin at 0, unless they lie so close together that nothing would be seen of them.
+        high = max((value for _, value in drawn), default=1.0)
+        bottom = min(0.0, low) if high - low > high / 4 else low - (high - low or high or 1.0) / 10
+        axes.set_ylim(bottom, high + 0.05 * ((high - bottom) or 1.0))

@@ -86,7 +86,7 @@ def _ended(record: TrainingRecord) -> str:
         text = f"After {done} of {plan.epochs}: {record.outcome}: {record.reason}."
     else:
         text = f"Interrupted after {done} of {plan.epochs}."
-    return text + (f" Resumed {record.num_resumed} times." if record.num_resumed else "")
+    return text + (f" Resumed {count(record.num_resumed, 'time')}." if record.num_resumed else "")
 
 
 def _time(title: str, record: TrainingRecord) -> Iterator[Block]:
