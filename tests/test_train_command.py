@@ -318,6 +318,8 @@ def test_an_interrupt_keeps_finished_epochs_no_process_and_the_words_to_go_on(
         [*STEPMARK, *words, "--batch-size", "8", "--save", "cut"],
         cwd=folder, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        # A background job of a shell inherits SIGINT ignored; a terminal's command does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert process.stdout is not None
     for line in process.stdout:
