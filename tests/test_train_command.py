@@ -193,7 +193,7 @@ def test_a_finished_training_is_shown_again_or_goes_on(
     shutil.copytree(folder / "results" / "toy", folder / "results" / "more")
     again = stepmark("train", "--resume", "--save", "more", "--json", cwd=folder)
     assert json.loads(again.stdout)["epochs"] == json.loads(toy.stdout)["epochs"]
-    assert "3 of 3 epochs are done; --epochs trains more" in again.stderr
+    assert "all 3 epochs are done; --epochs trains more" in again.stderr
     assert len(re.findall("Epoch: .*", again.stderr)) == 3
     more = stepmark("train", "--resume", "--save", "more", "--epochs", 4, cwd=folder)
     assert more.returncode == 0, more.stderr

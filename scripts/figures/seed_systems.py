@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stepmark.advice.catalogue import ARTICLES
 from stepmark.units import format_bytes, format_rate, format_seconds
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "systems.md"
@@ -205,6 +206,8 @@ def main() -> None:
         "they show that it works and about how fast; differences of some percent mean nothing,",
         "[advice](decisions/advice.md) is for these.",
         "Data labelled as generated has the real one's format and size, not its pictures.",
+        "",
+        f"The articles: {'; '.join(f'{key}, {title}' for key, title in ARTICLES.items())}.",
         "",
         "| article | system | command | what came of it |",
         "|---|---|---|---|",

@@ -119,6 +119,14 @@ _EVALUATION = {
     "set_to_none": True,
 }
 FASTER = Claim(says="it is faster")
+# What training systems and claims are taken from.
+ARTICLES = {
+    "A": "AI model training with PyTorch",
+    "B": "PyTorch Review (Raschka's appendix A)",
+    "C": "The training loop (part 4 of 4)",
+    "D": "Best practices for efficient model training",
+    "E": "Deep learning model training loop",
+}
 _COMMON = "PyTorch tuning guide"
 
 ADVICE: tuple[Advice, ...] = (

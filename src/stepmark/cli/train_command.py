@@ -209,8 +209,10 @@ class _Session:
             for epoch in record.epochs:
                 self._display.on_epoch(output.as_line(epoch))
             if record.ended_by is EndOfTraining.EPOCHS:
-                done = len(record.epochs)
-                print(f"{done} of {done} epochs are done; --epochs trains more", file=sys.stderr)
+                plan, text = record.plan, f"all {len(record.epochs)} epochs are done"
+                if plan.checkpoint and plan.schedule is not Schedule.ONE_CYCLE:
+                    text += "; --epochs trains more"
+                print(text, file=sys.stderr)
             return self._show(record, folder)
         try:
             suite.check_machine(record.machine, folder, self._runner)

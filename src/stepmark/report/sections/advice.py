@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from stepmark.advice import Judgement, Quantity, Standing, Trial, find, title_of
+from stepmark.advice.catalogue import ARTICLES
 from stepmark.advice.output import amount, command, judgements, notes
 from stepmark.report.blocks import Block, Code, Heading, Paragraph, Plot, Table
 from stepmark.report.drawing import Interval, draw_intervals
@@ -14,7 +15,9 @@ _EXPLAINED = (
     "Each piece of advice as pairs of fresh processes, one without it and one with it, that took "
     "turns on this machine. The change is the mean over pairs with its 99 % interval. A claim "
     "holds, or does not, where the interval leaves out no change and the change is at least 3 %. "
-    "Throughput is that of warm steps; peak memory is what warm steps hold."
+    "Throughput is that of warm steps; peak memory is what warm steps hold. The articles: "
+    + "; ".join(f"{letter}, {title}" for letter, title in ARTICLES.items())
+    + "."
 )
 _PANELS = {
     (Quantity.THROUGHPUT, Quantity.EPOCH): ("Throughput", "throughput with it over without it"),
