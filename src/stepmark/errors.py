@@ -12,6 +12,10 @@ A message gives the value, what was expected and what to do:
 ``batch_size=0: must be at least 1``.
 """
 
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
 
 class StepmarkError(Exception):
     """Root of every error that stepmark raises on purpose."""
@@ -39,3 +43,15 @@ class StoreError(StepmarkError):
 
 class RunnerError(StepmarkError):
     """A measuring process that cannot be started at all."""
+
+
+def suggestion(value: Any, allowed: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` where one of the allowed names is close, otherwise nothing."""
+    close = difflib.get_close_matches(str(value), list(allowed), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def choose_from(value: Any, allowed: Iterable[str]) -> str:
+    """``choose from a, b``, for a message on a value that is none of them."""
+    names = list(allowed)
+    return f"choose from {', '.join(names)}{suggestion(value, names)}"

@@ -15,7 +15,7 @@ from stepmark.choices import (
     Precision,
     Task,
 )
-from stepmark.errors import UsageError
+from stepmark.errors import UsageError, choose_from
 from stepmark.fingerprint import Machine
 
 DEVICES = ("cpu", "cuda", "mps", "auto")
@@ -93,7 +93,7 @@ class Scenario:
                 "'package.module:function' or 'path/to/file.py:function'"
             )
         if self.device not in DEVICES:
-            raise UsageError(f"device={self.device!r}: choose from {', '.join(DEVICES)}")
+            raise UsageError(f"device={self.device!r}: {choose_from(self.device, DEVICES)}")
         for name, kind in _CHOICES.items():
             object.__setattr__(self, name, _choice(name, getattr(self, name), kind))
         for name in _COUNTS:
@@ -300,7 +300,7 @@ def matrix(**axes: Any) -> list[Scenario]:
     """
     unknown = sorted(set(axes) - set(_DEFAULTS))
     if unknown:
-        raise UsageError(f"axis {unknown[0]!r}: choose from {', '.join(_DEFAULTS)}")
+        raise UsageError(f"axis {unknown[0]!r}: {choose_from(unknown[0], _DEFAULTS)}")
     if "workload" not in axes:
         raise UsageError("no workload: give one, or several, to measure")
     values = {name: _as_values(name, axis) for name, axis in axes.items()}
@@ -322,7 +322,10 @@ def _choice(name: str, value: Any, kind: type[StrEnum]) -> StrEnum | None:
     try:
         return kind(value)
     except ValueError:
-        raise UsageError(f"{name}={value!r}: choose from {', '.join(kind)}") from None
+        known = choose_from(value, kind)
+        if _DEFAULTS[name] is None:
+            known += "; or None, on the command line own, for the workload's"
+        raise UsageError(f"{name}={value!r}: {known}") from None
 
 
 def _number(name: str, value: Any, *, above: bool) -> float | None:

@@ -16,7 +16,7 @@ from stepmark.compare import exit_code
 from stepmark.compare.command import parse_fraction
 from stepmark.compare.output import FORMATS, add_to_job_summary
 from stepmark.console import show
-from stepmark.errors import StoreError, UsageError
+from stepmark.errors import StoreError, UsageError, choose_from
 from stepmark.fingerprint import Machine
 from stepmark.gate import noise, selftest
 from stepmark.gate.pairs import Pair, cpus_for, measure_pair
@@ -123,7 +123,7 @@ def gate(scenarios: list[Scenario], asked: Asked) -> int:
 def _check(asked: Asked) -> None:
     """Find mistakes before the first process starts."""
     if asked.format not in FORMATS:
-        raise UsageError(f"--format {asked.format!r}: choose from {', '.join(FORMATS)}")
+        raise UsageError(f"--format {asked.format!r}: {choose_from(asked.format, FORMATS)}")
     if asked.output is not None and not asked.output.parent.is_dir():
         raise UsageError(f"--output {asked.output}: there is no folder {asked.output.parent}")
     if asked.output is not None and asked.output.is_dir():

@@ -11,7 +11,7 @@ from stepmark.compare.output import FORMATS, add_to_job_summary, write
 from stepmark.compare.runs import compare_runs, skips
 from stepmark.compare.verdict import exit_code
 from stepmark.console import guarded, show
-from stepmark.errors import UsageError
+from stepmark.errors import UsageError, choose_from
 from stepmark.store import open_run
 
 
@@ -35,7 +35,7 @@ def compare(
         StoreError: a run cannot be read.
     """
     if format not in FORMATS:
-        raise UsageError(f"--format {format!r}: choose from {', '.join(FORMATS)}")
+        raise UsageError(f"--format {format!r}: {choose_from(format, FORMATS)}")
     rules = Rules(
         threshold=parse_fraction("--threshold", threshold),
         compared_software=frozenset(filter(None, map(str.strip, across.split(",")))),

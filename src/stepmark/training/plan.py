@@ -5,7 +5,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from stepmark.errors import UsageError
+from stepmark.errors import UsageError, choose_from
 from stepmark.scenario import require_count
 
 
@@ -147,7 +147,7 @@ def named_schedule(value: str) -> Schedule:
     try:
         return Schedule(value)
     except ValueError:
-        raise UsageError(f"schedule={value!r}: choose from {', '.join(Schedule)}") from None
+        raise UsageError(f"schedule={value!r}: {choose_from(value, Schedule)}") from None
 
 
 def _above_zero(name: str, value: Any) -> float:

@@ -5,8 +5,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from stepmark.errors import WorkloadError
-from stepmark.workloads.spec import Target, suggestion
+from stepmark.errors import WorkloadError, suggestion
+from stepmark.workloads.spec import Target
 
 # Annotations that an option is checked against; any other takes the value as it was read.
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

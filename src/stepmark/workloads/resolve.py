@@ -13,11 +13,11 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 
-from stepmark.errors import UsageError, WorkloadError
+from stepmark.errors import UsageError, WorkloadError, suggestion
 from stepmark.workload import Workload
 from stepmark.workloads.options import check_option_names, keyword_arguments
 from stepmark.workloads.source import Definitions, read_definitions
-from stepmark.workloads.spec import Target, parse, suggestion
+from stepmark.workloads.spec import Target, parse
 
 _REGISTERED_MODEL = re.compile(r"^@register_model\(.*?^def (\w+)", re.MULTILINE | re.DOTALL)
 _LONGEST_CAUSE = 400  # characters; the whole of it stays in the chained exception

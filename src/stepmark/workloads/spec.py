@@ -1,11 +1,9 @@
 """What a workload's name says: which function, where it lies, and with what options."""
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from stepmark.errors import WorkloadError
+from stepmark.errors import WorkloadError, suggestion
 from stepmark.workloads.registry import BUILTIN
 
 _FORMS = (
@@ -67,12 +65,6 @@ def parse(spec: str) -> Target:
             f"write path/to/file.py:{function}"
         )
     return Target(address=address, module=place, function=function, options=options)
-
-
-def suggestion(name: str, allowed: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` where one of the allowed names is close, otherwise nothing."""
-    close = difflib.get_close_matches(name, list(allowed), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 def _parse_builtin(name: str, options: dict[str, str]) -> Target:

@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 
 from stepmark.data.jpeg import generate_jpeg_folder
 from stepmark.data.tensors import Repeated, class_images
-from stepmark.errors import WorkloadError
+from stepmark.errors import WorkloadError, choose_from
 from stepmark.scenario import require_count
 from stepmark.workload import Workload
 
@@ -54,7 +54,7 @@ def build(
     require_count("size", size, at_least=1)
     require_count("classes", classes, at_least=1)
     if data not in list(Source):
-        raise WorkloadError(f"data={data!r}: choose from {', '.join(Source)}")
+        raise WorkloadError(f"data={data!r}: {choose_from(data, Source)}")
     from_files = data == Source.JPEG
     train, valid = (_jpeg_datasets if from_files else _tensor_datasets)(size, classes)
     weight = _AUXILIARY_WEIGHTS.get(name)
