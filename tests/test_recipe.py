@@ -146,7 +146,7 @@ def test_a_loss_by_name_is_its_formula(name: LossName, targets: Tensor) -> None:
 def test_targets_that_do_not_fit_the_outputs_are_an_obstacle(name: LossName) -> None:
     loss = recipe.LOSSES[name]
     if name is LossName.CROSS_ENTROPY:
-        with pytest.raises(ObstacleError, match=r"shape \(4, 1\) are of no two classes"):
+        with pytest.raises(ObstacleError, match=r"shape \(4, 1\) have fewer than two classes"):
             loss(torch.zeros(4, 1), torch.zeros(4, dtype=torch.int64))
     else:
         with pytest.raises(ObstacleError, match=r"outputs of shape \(4, 3\), targets of shape"):
@@ -184,6 +184,30 @@ def test_labels_of_several_classes_at_once_may_be_whole_numbers() -> None:
     labels = torch.tensor([[1, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
     found = recipe.LOSSES[LossName.BCE](LOGITS, labels)
     assert found.item() == pytest.approx(BY_HAND[LossName.BCE](LOGITS, labels.float()).item())
+
+
+@pytest.mark.parametrize("name", [LossName.CROSS_ENTROPY, LossName.BCE, LossName.KL_DIV])
+@pytest.mark.parametrize(
+    "targets",
+    [PROBABILITIES + 0.5, -PROBABILITIES, PROBABILITIES * float("nan")],
+    ids=["above", "below", "nan"],
+)
+def test_targets_that_are_no_probabilities_are_an_obstacle_where_they_must_be(
+    name: LossName, targets: Tensor
+) -> None:
+    loss = recipe.apply(make_workload(), scenario(loss=name)).loss_fn
+    assert loss is not None
+    loss(LOGITS.to("meta"), targets.to("meta"))  # as operations are counted
+    with pytest.raises(ObstacleError, match=f"loss={name}: takes targets for probabilities"):
+        loss(LOGITS, targets)
+
+
+@pytest.mark.parametrize("name", [LossName.MSE, LossName.L1])
+def test_other_losses_take_targets_of_any_size(name: LossName) -> None:
+    loss = recipe.apply(make_workload(), scenario(loss=name)).loss_fn
+    assert loss is not None
+    targets = 100 * PROBABILITIES
+    assert loss(LOGITS, targets).item() == pytest.approx(BY_HAND[name](LOGITS, targets).item())
 
 
 def test_a_model_that_returns_its_own_loss_has_no_place_for_another() -> None:

@@ -34,7 +34,7 @@ def apply(workload: Workload, scenario: Scenario) -> Workload:
     if scenario.loss is not None:
         if workload.loss_fn is None or workload.compute_loss is not None:
             raise ObstacleError(f"loss={scenario.loss}: this workload computes its loss itself")
-        changes["loss_fn"] = LOSSES[scenario.loss]
+        changes["loss_fn"] = _WatchingTargets(scenario.loss)
     if scenario.clip_norm is not None:
         changes["clip_norm"] = scenario.clip_norm or None
     if scenario.task is not Task.TRAIN:
@@ -120,7 +120,9 @@ def _elementwise(name: LossName, loss: Callable[[Tensor, Tensor], Tensor]) -> An
 def _require_classes(name: LossName, outputs: Tensor) -> None:
     if outputs.ndim < 2 or outputs.shape[1] < 2:
         shape = tuple(outputs.shape)
-        raise ObstacleError(f"loss={name}: outputs of shape {shape} are of no two classes")
+        raise ObstacleError(
+            f"loss={name}: outputs of shape {shape} have fewer than two classes in dimension 1"
+        )
 
 
 def _require_indices(name: LossName, outputs: Tensor, targets: Tensor) -> None:
@@ -165,6 +167,37 @@ def as_distributions(name: LossName, outputs: Tensor, targets: Tensor) -> Tensor
     return targets
 
 
+class _WatchingTargets:
+    """A loss whose first batch's targets are looked at, where they must be probabilities.
+
+    Looking at those of every batch would make each step wait for its device.
+    """
+
+    def __init__(self, name: LossName) -> None:
+        self._name = name
+        self._has_looked = name not in _OF_PROBABILITIES
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = LOSSES[self._name](outputs, targets)
+        # Operations may be counted on tensors without numbers before.
+        if not self._has_looked and not targets.is_meta:
+            self._has_looked = True
+            _require_probabilities(self._name, outputs, targets)
+        return loss
+
+
+def _require_probabilities(name: LossName, outputs: Tensor, targets: Tensor) -> None:
+    if name is LossName.CROSS_ENTROPY and not targets.is_floating_point():
+        return
+    low, high = as_distributions(name, outputs, targets).aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ObstacleError(
+            f"loss={name}: takes targets for probabilities, from 0 to 1; the first batch has "
+            f"{low.item():g} to {high.item():g}"
+        )
+
+
+_OF_PROBABILITIES = (LossName.CROSS_ENTROPY, LossName.BCE, LossName.KL_DIV)
 LOSSES: dict[LossName, Callable[[Tensor, Tensor], Tensor]] = {
     LossName.CROSS_ENTROPY: cross_entropy,
     LossName.MSE: _elementwise(LossName.MSE, F.mse_loss),
