@@ -1,6 +1,7 @@
 """The command line as users see it: every command here is a process of its own."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from stepmark import __version__
 from stepmark.record import PHASES
 from stepmark.result import COLUMNS
 from stepmark.runner.processes import is_alive
+from stepmark.scenario import Scenario
 
 # What the interface promises users, character for character.
 MY_TRAIN = """
@@ -222,6 +224,28 @@ def test_csv_json_and_parquet_hold_the_same_numbers_to_the_last_digit(
                 assert pd.isna(cells[column]), column
             else:
                 assert type(value)(text[column]) == cells[column] == value, column
+
+
+def test_export_has_a_column_for_every_axis_where_it_is_asked_to(
+    folder: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    for format in ("csv", "json", "parquet"):
+        arguments = ("--all-axes", "--format", format, "-o", tmp_path / f"table.{format}")
+        done = stepmark("export", "base", *arguments, cwd=folder)
+        assert (done.returncode, done.stderr) == (0, "")
+    in_full = json.loads((tmp_path / "table.json").read_text())
+    axes = {field.name for field in dataclasses.fields(Scenario)}
+    assert [dict(list(row.items())[: len(COLUMNS)]) for row in in_full] == rows
+    assert all(axes < set(row) for row in in_full)
+    (first, *_), (other, *_) = in_full, csv.DictReader((tmp_path / "table.csv").open())
+    names = ("prefetch_factor", "task", "ddp", "threads", "lr")
+    assert [first[name] for name in names] == [2, "train", False, None, None]
+    assert [other[name] for name in names] == ["2", "train", "False", "", ""]
+    cells = pd.read_parquet(tmp_path / "table.parquet").to_dict("records")[0]
+    assert tuple(cells) == tuple(first) == tuple(other)
+    assert {name: value for name, value in cells.items() if not pd.isna(value)} == {
+        name: value for name, value in first.items() if value is not None
+    }
 
 
 def test_export_writes_into_a_device_and_leaves_it_one(

@@ -3,6 +3,7 @@
 Times are seconds, sizes are bytes. What was not measured is ``None``, never 0.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -138,6 +139,11 @@ class Result:
         """Why its windows are not to be trusted, each reason once; empty if they are."""
         return tuple(dict.fromkeys(reason for rank in self.ranks for reason in rank.unfit))
 
+    def row_with_axes(self) -> dict[str, Any]:
+        """`row`, and behind it the axes that have no column in it, as `AXIS_COLUMNS`."""
+        axes = {name: getattr(self.scenario, name) for name in AXIS_COLUMNS}
+        return {**self.row(), **{n: str(v) if isinstance(v, str) else v for n, v in axes.items()}}
+
     def row(self) -> dict[str, Any]:
         """The flat table's row; its keys are `COLUMNS`, in order."""
         scenario = self.scenario
@@ -235,6 +241,9 @@ COLUMNS = (
     "flops_per_step",
     "attainable_fraction",
 )
+
+
+AXIS_COLUMNS = tuple(f.name for f in dataclasses.fields(Scenario) if f.name not in COLUMNS)
 
 
 def _known(values: Any) -> list[float] | None:

@@ -119,12 +119,19 @@ def export(
         Path | None,
         typer.Option("-o", "--output", help="File to write. Default: standard output."),
     ] = None,
+    all_axes: Annotated[
+        bool,
+        typer.Option(
+            "--all-axes",
+            help="A column for every axis; empty is what the workload or torch chooses.",
+        ),
+    ] = False,
     results: Results = Path("results"),
 ) -> None:
     """Write a run's flat table: one row per scenario and repeat."""
     from stepmark.cli import export_command
 
-    export_command.export(run, format, output, results)
+    export_command.export(run, format, output, results, all_axes=all_axes)
 
 
 @app.command()

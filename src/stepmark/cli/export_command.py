@@ -6,18 +6,27 @@ from pathlib import Path
 
 from stepmark import store
 from stepmark.console import show
-from stepmark.errors import StoreError, UsageError
+from stepmark.errors import StoreError, UsageError, choose_from
 
 
-def export(run: str, format: str, output: Path | None, results: Path) -> None:
+def export(
+    run: str, format: str, output: Path | None, results: Path, *, all_axes: bool = False
+) -> None:
     """Write a run's flat table.
+
+    Args:
+        run: name, folder or file.
+        format: csv, json or parquet.
+        output: file to write; ``None`` is standard output.
+        results: folder of runs.
+        all_axes: with a column for every axis.
 
     Raises:
         UsageError: the format or the run is unknown, or parquet has no file to go to.
         StoreError: a file cannot be read or written.
     """
     if format not in _FORMATS:
-        raise UsageError(f"--format {format!r}: choose from {', '.join(_FORMATS)}")
+        raise UsageError(f"--format {format!r}: {choose_from(format, _FORMATS)}")
     if format == "parquet" and output is None:
         raise UsageError("--format parquet: is binary; say where to with -o FILE")
     opened = store.open_run(run, results)
@@ -26,7 +35,7 @@ def export(run: str, format: str, output: Path | None, results: Path) -> None:
             raise UsageError(f"{opened.path}: holds a training that failed in its first epoch")
         histories = opened.path / store.TRAININGS
         raise UsageError(f"{opened.path}: holds a training, whose history is in {histories}/*.csv")
-    data = _FORMATS[format](opened)
+    data = _FORMATS[format](opened, all_axes)
     if output is None:
         show(data.decode())
         return
@@ -37,19 +46,19 @@ def export(run: str, format: str, output: Path | None, results: Path) -> None:
         raise StoreError(f"{output}: cannot be written ({error.strerror})") from None
 
 
-def _csv(run: store.Run) -> bytes:
-    return run.table().to_csv(index=False).encode()
+def _csv(run: store.Run, all_axes: bool) -> bytes:
+    return run.table(all_axes=all_axes).to_csv(index=False).encode()
 
 
-def _json(run: store.Run) -> bytes:
+def _json(run: store.Run, all_axes: bool) -> bytes:
     # From the rows: pandas would round to a number of decimals, which short times do not survive.
-    rows = [result.row() for result in run.results]
+    rows = [result.row_with_axes() if all_axes else result.row() for result in run.results]
     return (json.dumps(rows, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
 
 
-def _parquet(run: store.Run) -> bytes:
+def _parquet(run: store.Run, all_axes: bool) -> bytes:
     buffer = io.BytesIO()
-    run.table().to_parquet(buffer, index=False)
+    run.table(all_axes=all_axes).to_parquet(buffer, index=False)
     return buffer.getvalue()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stepmark.advice import Trial
 from stepmark.profile import Profile
-from stepmark.result import COLUMNS, Result
+from stepmark.result import AXIS_COLUMNS, COLUMNS, Result
 from stepmark.scenario import Plan, Scenario
 from stepmark.training import TrainingRecord
 
@@ -61,15 +61,23 @@ class Run:
     by_pytest: bool = False
     missing: tuple[tuple[str, int], ...] = ()
 
-    def table(self) -> "pd.DataFrame":
-        """The flat table: one row per scenario and repeat, columns as in `COLUMNS`."""
-        return table(self.results)
+    def table(self, *, all_axes: bool = False) -> "pd.DataFrame":
+        """The flat table: one row per scenario and repeat, columns as in `table`."""
+        return table(self.results, all_axes=all_axes)
 
 
-def table(results: Iterable[Result]) -> "pd.DataFrame":
-    """The flat table of results; columns as in `COLUMNS`, unknown cells empty."""
+def table(results: Iterable[Result], *, all_axes: bool = False) -> "pd.DataFrame":
+    """The flat table of results, unknown cells empty.
+
+    Args:
+        results: of a run.
+        all_axes: `AXIS_COLUMNS` behind `COLUMNS`.
+    """
     import pandas as pd
 
-    frame = pd.DataFrame([result.row() for result in results], columns=list(COLUMNS))
+    columns = [*COLUMNS, *AXIS_COLUMNS] if all_axes else list(COLUMNS)
+    rows = [result.row_with_axes() if all_axes else result.row() for result in results]
+    frame = pd.DataFrame(rows, columns=columns)
     # Whole numbers stay whole where a cell is empty; NumPy would make them floats.
-    return frame.astype(dict.fromkeys(INTEGER_COLUMNS, "Int64"))
+    whole = [column for column in (*INTEGER_COLUMNS, "threads") if column in columns]
+    return frame.astype(dict.fromkeys(whole, "Int64"))
