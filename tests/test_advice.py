@@ -7,13 +7,15 @@ import json
 import math
 import random
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from stepmark import advising
+from stepmark import advising, suite
 from stepmark.advice import ADVICE, FASTER, Claim, Quantity, Standing, Trial, claims_of, judge
 from stepmark.advice.judgement import FEWEST_PAIRS, MOST_PAIRS
 from stepmark.advice.output import Best, as_json, as_text, command
@@ -23,7 +25,7 @@ from stepmark.cli.app import app
 from stepmark.errors import StepmarkError
 from stepmark.fingerprint import DeviceInfo
 from stepmark.gate import pairs
-from stepmark.scenario import Scenario
+from stepmark.scenario import Plan, Scenario
 from stepmark.units import parse_duration
 from tests.commands import stepmark
 from tests.factories import (
@@ -507,6 +509,40 @@ def test_a_duration_is_read_in_its_unit(text: str, seconds: float) -> None:
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(StepmarkError, match="give a time such as"):
         parse_duration("--budget", text)
+
+
+def test_what_is_needed_is_told_from_what_pairs_took() -> None:
+    begun = make_trial("workers", around(1.0)[:3], wall_s=10.0)
+    decided = make_trial("bf16", around(1.0), wall_s=60.0)
+    gross = make_trial("fp16", [0.1, 0.1], wall_s=40.0)
+    blocked = dataclasses.replace(make_trial("gpu"), obstacle="no cuda device")
+    assert advising.needed_s([make_trial("ddp")]) == 0
+    assert advising.needed_s([begun, decided, blocked]) == 2 * 10
+    # Another pair of fp16, and five of ddp as long as the median of the others'.
+    assert advising.needed_s([begun, decided, gross, make_trial("ddp")]) == 20 + 40 + 5 * 40
+
+
+def test_a_budget_that_is_too_small_is_told_after_the_first_pair(tmp_path: Path) -> None:
+    told: list[tuple[float, float]] = []
+
+    class Told(advising.Watch):
+        def on_estimate(self, needed_s: float, left_s: float) -> None:
+            told.append((needed_s, left_s))
+
+    script = Script({name: around(1.0) for name in ("workers", "channels-last")})
+    for budget_s, wall_s in ((100.0, 30.0), (1000.0, 30.0)):
+        script.wall_s = dict.fromkeys(script.ratios, wall_s)
+        folder = suite.begin(tmp_path, f"b{budget_s:g}", [make_scenario()], Plan())
+        end_s = time.monotonic() + budget_s
+        runner: Any = SimpleNamespace(machine=MACHINE)
+        session = advising.AdviceSession(folder, runner, Told(), end_s)
+        session.results = [make_result()]
+        session.plan(tuple(script.ratios))
+        measuring: Any = SimpleNamespace(add_to=script.add)
+        session.pursue(measuring)
+    (found,) = told
+    assert found[0] == 9 * 30
+    assert 0 < found[1] < 100
 
 
 # --- for real

@@ -5,7 +5,7 @@
 
 from stepmark.advising.combination import best, combination
 from stepmark.advising.pairs import Pairs
-from stepmark.advising.pursuit import pursue
+from stepmark.advising.pursuit import needed_s, pursue
 from stepmark.advising.session import AdviceSession, Watch
 from stepmark.advising.trials import plan_trials
 
@@ -15,6 +15,7 @@ __all__ = [
     "Watch",
     "best",
     "combination",
+    "needed_s",
     "plan_trials",
     "pursue",
 ]

@@ -60,6 +60,23 @@ def pursue(
             yield add(name)
 
 
+def needed_s(trials: Collection[Trial]) -> float:
+    """Seconds that pairs will take at least until something can be said of each trial.
+
+    Args:
+        trials: one without pairs is taken to be like the others; 0 if none has any.
+    """
+    known = [_pair_s(trial) for trial in trials if trial.pairs]
+    if not known:
+        return 0.0
+    usual_s = stats.median(known)
+    return sum(
+        (fewest_pairs(trial) - len(trial.pairs)) * (_pair_s(trial) if trial.pairs else usual_s)
+        for trial in trials
+        if _lacks_pairs(trial)
+    )
+
+
 def _is_unclear(trial: Trial) -> bool:
     """Whether more pairs could say more: how far apart they lie asks for them, never where."""
     is_begun = _is_open(trial, MOST_PAIRS) and not _lacks_pairs(trial)

@@ -12,7 +12,7 @@ from stepmark.advice.judgement import FEWEST_PAIRS, fewest_pairs
 from stepmark.advising.combination import best as best_of
 from stepmark.advising.combination import combination
 from stepmark.advising.pairs import Pairs
-from stepmark.advising.pursuit import pursue
+from stepmark.advising.pursuit import needed_s, pursue
 from stepmark.advising.trials import plan_trials
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
@@ -32,6 +32,9 @@ class Watch:
 
     def on_pair(self, trial: Trial, names: Sequence[str], left_s: float) -> None:
         """One more pair of a trial is measured; these are tried with it."""
+
+    def on_estimate(self, needed_s: float, left_s: float) -> None:
+        """What is to be decided takes at least so long, of which there is less."""
 
     def warn(self, text: str) -> None:
         """Something to know before numbers come."""
@@ -64,6 +67,7 @@ class AdviceSession:
         self._watch = watch
         self._end_s = end_s
         self._most_reserved_s = _MOST_RESERVED * (end_s - time.monotonic())
+        self._has_estimated = False
         self._known = ceilings.load(folder.path.parent, runner.machine)
 
     def result(self, scenario: Scenario, repeat: int) -> Result:
@@ -118,6 +122,11 @@ class AdviceSession:
             self._watch.on_pair(trial, list(trials), self._end_s - time.monotonic())
             found = pairs.add_to(trial)
             self.folder.save_trial(found)
+            if not self._has_estimated:
+                self._has_estimated = True
+                needed = needed_s({**trials, found.advice: found}.values())
+                if needed > left_s():
+                    self._watch.on_estimate(needed, max(0.0, left_s()))
             return found
 
         def left_s() -> float:
@@ -148,6 +157,11 @@ class AdviceSession:
             for scenario in dict.fromkeys((self.scenario, self.best)):
                 if (scenario, repeat) != (self.scenario, 0):
                     self.result(scenario, repeat)
+
+    @property
+    def needed_s(self) -> float:
+        """Seconds that what is left will take at least; 0 if nothing is, or nothing is known."""
+        return needed_s([*self.trials.values(), *self.combinations.values()])
 
     @property
     def is_unfinished(self) -> bool:

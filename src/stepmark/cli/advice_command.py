@@ -16,9 +16,9 @@ from stepmark.advising import AdviceSession, Pairs, Watch
 from stepmark.advising.session import REPEATS
 from stepmark.choices import Task
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
-from stepmark.cli.progress import StatusLine, time_left
+from stepmark.cli.progress import StatusLine, about, time_left
 from stepmark.console import show
-from stepmark.errors import UsageError
+from stepmark.errors import UsageError, choose_from
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
 from stepmark.scenario import Plan, Scenario
@@ -94,8 +94,9 @@ def advise(scenarios: list[Scenario] | None, asked: Asked) -> int:
         return INTERRUPTED
     _show(session, asked)
     if session.is_unfinished:
+        more = f" (at least {about(session.needed_s)} more)" if session.needed_s else ""
         print(
-            "the budget ran out before all was decided; go on with: "
+            f"the budget ran out before all was decided{more}; go on with: "
             + _resume_command(session.folder),
             file=sys.stderr,
         )
@@ -115,8 +116,8 @@ def _check(scenarios: list[Scenario] | None, asked: Asked) -> None:
         raise UsageError("--resume: say which run with --save NAME")
     for name in asked.only or ():
         if find(name) is None:
-            known = ", ".join(advice.name for advice in ADVICE)
-            raise UsageError(f"--only {name!r}: choose from {known}")
+            known = [advice.name for advice in ADVICE]
+            raise UsageError(f"--only {name!r}: {choose_from(name, known)}")
     if scenarios is None:
         return
     if len(scenarios) != 1:
@@ -204,6 +205,13 @@ class AdviceDisplay(StatusLine, Watch):
             time_left(max(0.0, left_s)),
             trial.advice,
             f"pair {len(trial.pairs) + 1}",
+        )
+
+    def on_estimate(self, needed_s: float, left_s: float) -> None:
+        """See `Watch`."""
+        self.warn(
+            f"to decide all of it takes {about(needed_s)} at least, and the budget leaves "
+            f"{about(left_s)}: the rest will be left undecided, for --resume to go on with"
         )
 
     def warn(self, text: str) -> None:

@@ -60,8 +60,13 @@ class StatusLine:
 
 def time_left(seconds: float) -> str:
     """How long it takes yet."""
+    return f"{about(seconds)} left"
+
+
+def about(seconds: float) -> str:
+    """``about 2 min 5 s``."""
     minutes, rest = divmod(round(seconds), 60)
-    return f"about {minutes} min {rest} s left" if minutes else f"about {rest} s left"
+    return f"about {minutes} min {rest} s" if minutes else f"about {rest} s"
 
 
 class Display(StatusLine):
