@@ -1,5 +1,6 @@
 """torch.compile: what is counted of it, and a compiled scenario in a process of its own."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,11 +8,13 @@ import psutil
 import pytest
 import scripted_workload
 import torch
+from factories import make_result, make_scenario
 from scripted_workload import Script
 from torch import Tensor, nn
 
 from stepmark import Plan, Scenario, compiling, preparing, session
 from stepmark.choices import CompileMode
+from stepmark.cli import run_command
 from stepmark.compiling import Compiler
 from stepmark.devices import BACKENDS
 from stepmark.devices.scripted import ScriptedDevice
@@ -20,6 +23,7 @@ from stepmark.place import Place
 from stepmark.record import Reading
 from stepmark.result import Outcome
 from stepmark.runner import Runner
+from stepmark.units import format_seconds
 
 CPU = BACKENDS["cpu"].open(0)
 
@@ -148,3 +152,16 @@ def test_a_compiled_scenario_leaves_neither_processes_nor_files() -> None:
     assert not record.unfit
     # Counted on the model as it was before it was compiled.
     assert found["flops_per_step"]
+
+
+def test_the_table_of_a_run_shows_first_steps_where_something_is_compiled(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plain, compiled = make_result(), make_result(make_scenario(compile="default"))
+    run_command.print_table([plain])
+    assert "first step" not in capsys.readouterr().out
+    run_command.print_table([plain, compiled])
+    header, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert re.split("  +", header)[-2:] == ["first step", "outcome"]
+    wanted = [format_seconds(r.row()["first_step_s"]) for r in (plain, compiled)]
+    assert [re.split("  +", line)[-2:] for line in (first, second)] == [[w, "ok"] for w in wanted]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from stepmark import stats, store, suite
+from stepmark.choices import CompileMode
 from stepmark.cli.interrupt import INTERRUPTED, interrupt_once
 from stepmark.cli.progress import Display
 from stepmark.columns import aligned
@@ -72,7 +73,7 @@ def run(
     if folder is None:
         print("interrupted: nothing was measured", file=sys.stderr)
         return INTERRUPTED
-    _print_table(done)
+    print_table(done)
     if interrupted:
         total = len(suite.tasks(folder.planned))
         print(
@@ -148,9 +149,15 @@ def _resume_command(path: Path) -> str:
     return shlex.join(words)
 
 
-def _print_table(results: list[Result]) -> None:
-    header = ("scenario", "repeat", "samples/s", "median step", "p99 step", "outcome")
-    lines = aligned(header, map(_cells, results), left=(0, len(header) - 1))
+def print_table(results: list[Result]) -> None:
+    """What came of each, then remarks; with the first step's time where that compiles."""
+    header = ["scenario", "repeat", "samples/s", "median step", "p99 step", "outcome"]
+    rows = [[*_cells(result)] for result in results]
+    if any(result.scenario.compile is not CompileMode.OFF for result in results):
+        header.insert(-1, "first step")
+        for row, result in zip(rows, results, strict=True):
+            row.insert(-1, _first_step(result))
+    lines = aligned(header, rows, left=(0, len(header) - 1))
     lines += _summary(results)
     for result in results:
         which = f"{result.scenario.id}, repeat {result.repeat}"
@@ -188,6 +195,12 @@ def _summary(results: list[Result]) -> list[str]:
             f"{format_seconds(min(windows_s))}), so a single stall weighs much: give more --steps"
         )
     return lines
+
+
+def _first_step(result: Result) -> str:
+    """How long it took, which is where a model is compiled."""
+    first_step_s = result.row()["first_step_s"]
+    return format_seconds(first_step_s) if first_step_s else ""
 
 
 def _cells(result: Result) -> tuple[str, ...]:
