@@ -16,7 +16,7 @@ from stepmark.report import wording
 from stepmark.report.binding import binding
 from stepmark.report.blocks import Findings, Plot, Table
 from stepmark.report.cells import AXES, Group, axis_default, axis_key
-from stepmark.report.contrast import Verdict, contrast
+from stepmark.report.contrast import Verdict, contrast, contrast_in
 from stepmark.report.drawing import Line, draw_lines, is_signed
 from stepmark.report.material import Material
 from stepmark.report.sections import SECTIONS
@@ -285,6 +285,27 @@ def test_loader_bound_scenario_is_told_with_what_workers_change() -> None:
 def test_waiting_for_data_without_another_worker_count_says_so() -> None:
     (text,) = findings(make_result(shares=WAITING), lead="Data wait")
     assert "Not measured with another number of workers" in text
+
+
+@pytest.mark.parametrize(
+    ("mib", "verdict"), [(108, Verdict.NOT_SHOWN), (120, Verdict.MORE), (84, Verdict.LESS)]
+)
+def test_host_memory_must_differ_by_more_than_from_server_to_server(
+    mib: int, verdict: Verdict
+) -> None:
+    """Processes of one server agree on it, and do not mean it."""
+
+    def memory(peak_mib: int) -> dict[str, object]:
+        return {"memory": make_memory(peak_host_bytes=peak_mib * MIB)}
+
+    results = [
+        *steady(make_scenario(), 1000.0, rank=memory(100)),
+        *steady(make_scenario(precision=Precision.BF16), 1000.0, rank=memory(mib)),
+    ]
+    fp32, bf16 = Material([make_run(*results)]).cells
+    found = contrast_in("peak_host_bytes", bf16, fp32, [fp32, bf16])
+    assert found is not None
+    assert found.verdict is verdict
 
 
 def test_accumulation_is_held_against_one_large_batch_in_speed_and_memory() -> None:
@@ -627,14 +648,44 @@ def test_a_training_shows_what_is_known_of_its_epochs_and_how_it_ended(tmp_path:
     assert "- **Ended:** After 2 epochs of 9: 1 epoch without a lower loss." in markdown
     assert "- **Ended:** Interrupted after 1 epoch of 9. Resumed 2 times." in markdown
     assert "- **Ended:** After 1 epoch of 9: oom: out of host memory." in markdown
-    assert (
-        "| 1 (best) | 0.9 | 0.8 | 0.7000 | 0.6 | 0.7500 | 0.1 | 500 | 2.00 s | 250 ms | — | — |"
-        in markdown
-    )
+    assert "| 1 (best) | 0.9 | 0.8 | 0.7000 | 0.6 | 0.7500 | 0.1 |\n" in markdown
+    assert "| 1 | 500 | 2.00 s | 250 ms | — | — |\n" in markdown
     assert "| 2 | 0.9 | 0.8 | 0.7000 | — | 0.7500 |" in markdown
     assert "phases of a mean step, over their first 20 steps" in markdown
     assert "training 87.9 % (4.00 s), validation 11.0 % (500 ms), checkpoints 1.1 %" in markdown
     assert "stepmark train --workload mlp-toy" in markdown
+
+
+def test_a_run_of_advice_is_summed_up_and_its_command_is_told(tmp_path: Path) -> None:
+    scenario = make_scenario(batch_size=8)
+    bf16 = dataclasses.replace(scenario, precision=Precision.BF16)
+    steady = (1.01, 0.99, 1.0, 1.005, 0.995)
+    faster, slower = ([ratio * factor for factor in steady] for ratio in (1.5, 0.5))
+    run = dataclasses.replace(
+        make_run(make_result(scenario)),
+        trials=(
+            make_trial("channels-last", slower, without=scenario),
+            make_trial("workers", without=scenario),
+            make_trial("ddp", steady, without=scenario),
+            make_trial("tf32", without=scenario, obstacle="no tf32 here"),
+            make_trial("combination", faster, without=scenario, with_it=bf16),
+        ),
+        missing=((bf16.id, 0), (bf16.id, 1)),
+    )
+    _, markdown = rendered(tmp_path, run)
+    assert (
+        "- **Advice:** Of 4 claims, 1 does not hold, 1 shows no difference, 1 cannot be tried and "
+        "1 is not decided. The best that was found, of what trains the same: "
+        f"{bf16.id}, throughput +50.0 % in turns with {scenario.id}." in markdown
+    )
+    assert "Its budget ended before 2 more." in markdown
+    assert (
+        "stepmark advice --workload mlp-toy --batch-size 8 --device cpu "
+        "--only channels-last,workers,ddp,tf32\n" in markdown
+    )
+    assert "stepmark run --workload mlp-toy --device cpu --batch-size 8 --precision bf16" in (
+        markdown
+    )
 
 
 def test_a_regression_has_no_column_and_no_plot_of_accuracy(tmp_path: Path) -> None:

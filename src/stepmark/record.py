@@ -124,6 +124,11 @@ class Phases:
     step_s: float
 
 
+# By what resident sets of one scenario may differ from server to server (docs/decisions/memory.md).
+# Processes of one server lay out their memory alike, and do not show it.
+HOST_MEMORY_BAND = 0.15
+
+
 @dataclass(frozen=True, kw_only=True)
 class Memory:
     """Peaks of one rank, in bytes; ``None`` where the device has no such figure.

@@ -10,6 +10,7 @@ from stepmark import stats
 from stepmark.advice.catalogue import Claim, Quantity, find
 from stepmark.advice.record import Measured, Trial
 from stepmark.choices import CompileMode
+from stepmark.record import HOST_MEMORY_BAND
 from stepmark.units import format_change, format_percent, format_seconds
 
 # docs/decisions/advice.md says why these, and what they were found to give.
@@ -21,9 +22,6 @@ CONFIDENCE = 0.99
 THRESHOLD = 0.03
 # Nor do smaller ones in memory: allocators round.
 _LEAST_BYTES = 2 << 20
-# By what resident sets of one scenario may differ from server to server; pairs of one server, which
-# lay out their memory alike, do not show it.
-_HOST_MEMORY_REACH = math.log(1.15)
 # Part of the steps that a gradient scaler may skip: it tries a larger scale now and then.
 _MOST_SKIPPED = 0.01
 
@@ -93,7 +91,7 @@ def judge(trial: Trial, claim: Claim) -> Judgement:
         trial.without.device,
         trial.with_it.device,
     )
-    judged = _judge(claim, known, least_reach=_HOST_MEMORY_REACH if in_host else 0.0)
+    judged = _judge(claim, known, least_reach=math.log1p(HOST_MEMORY_BAND) if in_host else 0.0)
     remarks = [trial.failure, _compiling(trial) if claim.quantity is Quantity.THROUGHPUT else ""]
     return dataclasses.replace(judged, remark="; ".join(filter(None, remarks)))
 

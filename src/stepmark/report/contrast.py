@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from stepmark.record import HOST_MEMORY_BAND
 from stepmark.report.cells import Cell
 from stepmark.report.wording import from_to, times
 
@@ -20,12 +21,13 @@ from stepmark.report.wording import from_to, times
 # 5-8 % (44 % where threads fought over the cores); a ratio of 1.15 in its place, in 38-77 %.
 _SPREADS_BY_PROCESSES = {2: 2.0, 3: 1.5}
 SINGLE_PROCESS_BAND = 0.5
-# Memory does not depend on the neighbours' load.
+# An accelerator's memory does not depend on the neighbours' load.
 _SINGLE_PROCESS_MEMORY_BAND = 0.1
 # Repeats can agree by chance, and the order of measuring leaves a trace; less is not claimed.
 _SMALLEST_BAND = 0.01
 
 THROUGHPUT = "samples_per_s"
+HOST_MEMORY = "peak_host_bytes"
 _NOT_SHOWN = "no clear difference"
 
 
@@ -119,6 +121,8 @@ def contrast_in(column: str, tested: Cell, against: Cell, cells: Iterable[Cell])
         spreads.append(typical_spread(cells, column))
         widest = max(spread for spread in spreads if spread is not None)
         band = max(_SMALLEST_BAND, _SPREADS_BY_PROCESSES.get(num_processes, 1.0) * widest)
+    if column == HOST_MEMORY:
+        band = max(band, HOST_MEMORY_BAND)
     return Contrast(tested=tested, against=against, ratio=first / second, band=band)
 
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-from stepmark.advice import Judgement, Quantity, Standing, Trial, find, title_of
+from stepmark.advice import Judgement, Quantity, Trial, find, title_of
 from stepmark.advice.catalogue import ARTICLES
-from stepmark.advice.output import amount, command, judgements, notes
+from stepmark.advice.output import amount, command, notes
+from stepmark.report.advised import Advised
 from stepmark.report.blocks import Block, Code, Heading, Paragraph, Plot, Table
 from stepmark.report.drawing import Interval, draw_intervals
 from stepmark.report.material import Material
-from stepmark.report.wording import EMPTY, known, sentence
+from stepmark.report.wording import EMPTY, known
 from stepmark.units import format_change
 
 _EXPLAINED = (
@@ -29,17 +30,14 @@ def advice(material: Material) -> Sequence[Block]:
     """A plot and a table for each run that tried advice, and the best that was found."""
     blocks: list[Block] = []
     for label, run in material.runs.items():
-        trials = [trial for trial in run.trials if find(trial.advice)]
-        if not trials:
+        if not run.trials:
             continue
-        combined = [trial for trial in run.trials if not find(trial.advice)]
-        scenario = run.results[0].scenario if run.results else trials[0].without
-        blocks.append(Heading(text=f"{label}: {scenario.id}"))
-        found = [(trial, judgement) for trial in run.trials for judgement in judgements(trial)]
-        blocks += _plots(scenario.id, found)
-        blocks.append(_table([pair for pair in found if pair[0] in trials]))
-        if combined:
-            blocks += _best(material, label, combined)
+        advised = Advised(run)
+        scenario_id = advised.scenario.id
+        blocks.append(Heading(text=f"{label}: {scenario_id}"))
+        blocks += _plots(scenario_id, [*advised.claims, *advised.combined])
+        blocks.append(_table(advised.claims))
+        blocks += _best(material, label, advised)
     if not blocks:
         return ()
     return (Paragraph(text=_EXPLAINED), *blocks)
@@ -71,7 +69,7 @@ def _plots(title: str, found: Sequence[tuple[Trial, Judgement]]) -> list[Block]:
 def _table(found: Sequence[tuple[Trial, Judgement]]) -> Table:
     rows = [
         (
-            sentence(title_of(trial.advice)),
+            title_of(trial.advice),
             f"{judged.claim.says} ({_source(trial)})",
             str(judged.standing),
             known(judged.change, format_change),
@@ -108,16 +106,14 @@ def _amount(value: float | None, judged: Judgement) -> str:
     return EMPTY if value is None else amount(value, judged.claim.quantity)
 
 
-def _best(material: Material, label: str, combined: Sequence[Trial]) -> list[Block]:
+def _best(material: Material, label: str, advised: Advised) -> list[Block]:
     """The combination that gained most, with its processes of their own."""
-    judged = [(trial, judgements(trial)[0]) for trial in combined]
-    gained = [(j.change or 0.0, t) for t, j in judged if j.standing is Standing.HOLDS]
-    if not gained:
-        if any(j.standing is Standing.NOT_DECIDED for _, j in judged):
+    if advised.best is None:
+        if not advised.combined or not advised.is_decided:
             return []
         text = "Nothing of it makes this training faster without changing what is trained."
         return [Paragraph(text=text)]
-    change, trial = max(gained, key=lambda gain: gain[0])
+    trial, change = advised.best
     text = f"The best that was found, of what trains the same: throughput {format_change(change)}"
     text += " in turns with the scenario itself"
     rates = {cell.scenario: cell.samples_per_s for cell in material.cells if cell.run == label}

@@ -5,8 +5,10 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+from stepmark.advice import ADVICE
 from stepmark.fingerprint import Commit, Machine
 from stepmark.record import RankRecord
+from stepmark.report.advised import Advised
 from stepmark.report.blocks import Block, Code, Heading, Paragraph, Table
 from stepmark.report.cells import AXES, axis_default, axis_key
 from stepmark.report.material import Material
@@ -129,14 +131,36 @@ def _again(run: Run) -> str:
     """The commands that measure the run's scenarios once more."""
     if run.by_pytest:
         return "pytest bench/ --benchmark-save"
+    if run.trials:
+        return _advice_again(run)
     scenarios = list(dict.fromkeys(result.scenario for result in run.results))
-    commands = [_command("run", axes, run.results[0].plan) for axes in _products(scenarios)]
+    commands = [
+        _command("run", axes, _settings(run.results[0].plan)) for axes in _products(scenarios)
+    ]
     commands += [
-        _command("train", axes, training.plan)
+        _command("train", axes, _settings(training.plan))
         for training in run.trainings
         for axes in _products([training.scenario])
     ]
     return "\n".join(commands)
+
+
+def _advice_again(run: Run) -> str:
+    """The command that tries the same advice once more; its budget is the user's to choose."""
+    advised = Advised(run)
+    (axes,) = _products([advised.scenario])
+    words = [_command("advice", axes, {})]
+    if set(advised.names) != {advice.name for advice in ADVICE}:
+        words.append(f"--only {','.join(advised.names)}")
+    timeouts = {result.plan.timeout for result in run.results} - {Plan.timeout}
+    words += [_setting("timeout", seconds) for seconds in timeouts]
+    return " ".join(words)
+
+
+def _settings(plan: Plan | TrainPlan) -> dict[str, Any]:
+    """What of a plan is not its default."""
+    values = {f.name: (getattr(plan, f.name), f.default) for f in dataclasses.fields(plan)}
+    return {name: value for name, (value, default) in values.items() if value != default}
 
 
 def _products(scenarios: Sequence[Scenario]) -> list[dict[str, tuple[Any, ...]]]:
@@ -156,7 +180,7 @@ def _products(scenarios: Sequence[Scenario]) -> list[dict[str, tuple[Any, ...]]]
     return products
 
 
-def _command(name: str, axes: dict[str, tuple[Any, ...]], plan: Plan | TrainPlan) -> str:
+def _command(name: str, axes: dict[str, tuple[Any, ...]], settings: dict[str, Any]) -> str:
     words = [f"stepmark {name}", *(f"--workload {shlex.quote(w)}" for w in axes["workload"])]
     for axis, values in axes.items():
         # The default batch size is the workload's own, and the default device the best one.
@@ -165,10 +189,7 @@ def _command(name: str, axes: dict[str, tuple[Any, ...]], plan: Plan | TrainPlan
         ):
             written = ",".join(_written(axis, value) for value in sorted(values, key=axis_key))
             words.append(f"{_option(axis)} {written}")
-    for field in dataclasses.fields(plan):
-        value = getattr(plan, field.name)
-        if value != field.default:
-            words.append(_setting(field.name, value))
+    words += [_setting(name, value) for name, value in settings.items()]
     return " ".join(words)
 
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+from stepmark.report.advised import Advised
 from stepmark.report.blocks import Block, Finding, Findings, Heading, Paragraph, Table
 from stepmark.report.cells import Cell, Group, num_off_default
 from stepmark.report.contrast import SINGLE_PROCESS_BAND, THROUGHPUT, typical_spread
@@ -11,7 +12,7 @@ from stepmark.report.material import Material
 from stepmark.report.sections.doubts import doubted
 from stepmark.report.wording import EMPTY, count, listed, percent, sentence, spanned
 from stepmark.result import Outcome
-from stepmark.units import format_percent, format_rate
+from stepmark.units import format_change, format_percent, format_rate
 
 # Spread between processes, as a fraction, above which a run says little.
 _TOO_NOISY = 0.5
@@ -41,6 +42,8 @@ def summary(material: Material) -> Sequence[Block]:
 
 
 def _overview(material: Material, run: str) -> Iterator[Finding]:
+    if material.runs[run].trials:
+        yield _advice(Advised(material.runs[run]))
     yield _outcomes(material, run)
     cells = [cell for cell in material.cells if cell.run == run]
     if cells:
@@ -79,6 +82,17 @@ def _glance(material: Material, group: Group) -> tuple[str, ...]:
     )
 
 
+def _advice(advised: Advised) -> Finding:
+    text = f"{advised.in_words()}."
+    if advised.best is not None:
+        trial, change = advised.best
+        text += (
+            f" The best that was found, of what trains the same: {trial.with_it.id}, throughput "
+            f"{format_change(change)} in turns with {trial.without.id}."
+        )
+    return Finding(lead="Advice", text=text)
+
+
 def _outcomes(material: Material, run: str) -> Finding:
     results = material.runs[run].results
     failures = [failure.result for failure in material.failures if failure.run == run]
@@ -93,7 +107,10 @@ def _outcomes(material: Material, run: str) -> Finding:
     for outcome, number in by_outcome.items():
         text += f", {number} {words.get(outcome, outcome.value)}"
     missing = len(material.runs[run].missing)
-    text += f". The run was interrupted, {missing} more planned" if missing else ""
+    if missing and material.runs[run].trials:
+        text += f". Its budget ended before {missing} more"
+    elif missing:
+        text += f". The run was interrupted, {missing} more planned"
     reasons = Counter(result.reason for result in failures).most_common(3)
     if reasons:
         text += f". Reasons: {'; '.join(f'{reason} ({number})' for reason, number in reasons)}"

@@ -28,8 +28,9 @@ def training(material: Material) -> Sequence[Block]:
             if record.epochs:
                 figure = draw_epochs(record.epochs, title=title)
                 blocks.append(Plot(title=f"Learning: {title}", figure=figure, wide=True))
+                blocks.append(_learning_table(title, record))
                 blocks += _time(title, record)
-                blocks.append(_table(title, record))
+                blocks.append(_time_table(title, record))
     explained = Paragraph(
         text="Whole epochs, from before the loader starts until the last step is done: samples/s "
         "is lower here than in a measured window, which meets no epoch's end and leaves warm-up "
@@ -120,14 +121,33 @@ def _whole_s(epoch: Epoch) -> float:
     return epoch.train_s + (epoch.valid_s or 0.0) + (epoch.checkpoint_s or 0.0)
 
 
-def _table(title: str, record: TrainingRecord) -> Table:
+def _learning_table(title: str, record: TrainingRecord) -> Table:
     header = (
-        "epoch", "train loss", "smoothed", "accuracy", "valid loss", "accuracy", "rate",
-        "samples/s", "training", "validation", "compiling", "checkpoint", "written",
+        "epoch", "train loss", "smoothed", "train accuracy", "valid loss", "valid accuracy", "rate",
         "skipped steps",
     )  # fmt: skip
-    rows = [_row(epoch, epoch is record.best) for epoch in record.epochs]
-    caption = f"{title}: epochs"
+    rows = [_learned(epoch, epoch is record.best) for epoch in record.epochs]
+    caption = f"{title}: what was learned"
+    return Table(header=header, rows=rows, caption=caption, foldable=True).without_empty_columns()
+
+
+def _time_table(title: str, record: TrainingRecord) -> Table:
+    header = (
+        "epoch", "samples/s", "training", "validation", "compiling", "checkpoint", "written",
+    )  # fmt: skip
+    rows = [
+        (
+            str(epoch.epoch),
+            format_rate(epoch.samples_per_s),
+            format_seconds(epoch.train_s),
+            known(epoch.valid_s, format_seconds),
+            known(epoch.compile_s or None, format_seconds),
+            known(epoch.checkpoint_s, format_seconds),
+            known(epoch.checkpoint_bytes, format_bytes),
+        )
+        for epoch in record.epochs
+    ]
+    caption = f"{title}: what it took"
     return Table(header=header, rows=rows, caption=caption, foldable=True).without_empty_columns()
 
 
@@ -155,7 +175,7 @@ def _marked(record: TrainingRecord) -> str:
     return "whole epochs" if whole else f"their first {max(marked):,} steps"
 
 
-def _row(epoch: Epoch, is_best: bool) -> tuple[str, ...]:
+def _learned(epoch: Epoch, is_best: bool) -> tuple[str, ...]:
     def loss(value: float | None) -> str:
         return known(value, lambda v: f"{v:.4g}")
 
@@ -170,11 +190,5 @@ def _row(epoch: Epoch, is_best: bool) -> tuple[str, ...]:
         loss(epoch.valid_loss),
         accuracy(epoch.valid_accuracy),
         known(epoch.learning_rate, lambda rate: f"{rate:.4g}"),
-        format_rate(epoch.samples_per_s),
-        format_seconds(epoch.train_s),
-        known(epoch.valid_s, format_seconds),
-        known(epoch.compile_s or None, format_seconds),
-        known(epoch.checkpoint_s, format_seconds),
-        known(epoch.checkpoint_bytes, format_bytes),
         "unknown" if epoch.skipped_steps is None else str(epoch.skipped_steps or EMPTY),
     )
