@@ -106,6 +106,10 @@ def test_precision_may_be_given_by_name() -> None:
         ({"device": ["cpu"]}, r"device=\['cpu'\]: choose from"),
         ({"precision": "fp8"}, "precision='fp8': choose from fp32, tf32, bf16, fp16"),
         ({"precision": True}, "precision=True: choose from"),
+        (
+            {"optimizer": "adamm"},
+            r"sgd, .*, adamw \(did you mean 'adam'\?\); or None, on the command line own, for the",
+        ),
         ({"pin_memory": 1}, "pin_memory=1: must be True or False"),
         ({"workload": " "}, "workload=' ': give a built-in name"),
         ({"workload": None}, "workload=None: give a built-in name"),

@@ -47,7 +47,8 @@ class RunnerError(StepmarkError):
 
 def suggestion(value: Any, allowed: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` where one of the allowed names is close, otherwise nothing."""
-    close = difflib.get_close_matches(str(value), list(allowed), n=1)
+    # As text: names may be of an enumeration.
+    close = difflib.get_close_matches(str(value), map(str, allowed), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
