@@ -21,7 +21,8 @@ import pytest
 from stepmark import Outcome, Plan, Result, Scenario, measure
 from stepmark.errors import RunnerError, UsageError
 from stepmark.runner import Runner, errand, host_process, processes
-from stepmark.runner.messages import Channel, Stage, dumps
+from stepmark.runner.host_process import HostProcess
+from stepmark.runner.messages import Channel, Order, Stage, dumps
 from stepmark.store import RunFolder, RunPlan
 
 SHORT = Plan(steps=3, warmup=0, max_seconds=2, timeout=30)
@@ -308,6 +309,7 @@ def test_neither_modules_beside_the_user_nor_a_long_temporary_path_keep_it_from_
 def test_a_changed_environment_gets_a_server_of_its_own(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    report(bench)
     before = bench.host
     monkeypatch.setenv("STEPMARK_TEST_VARIABLE", "new")
     # As where the supervisor itself was started by torchrun, or by a cluster's scheduler.
@@ -315,6 +317,48 @@ def test_a_changed_environment_gets_a_server_of_its_own(
     assert report(bench)["environment"]["STEPMARK_TEST_VARIABLE"] == "new"
     assert bench.host != before
     assert not before.is_running()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="maps of a process are Linux's")
+def test_a_host_imports_torch_for_several_ranks_alone_and_before_their_clock_runs(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    orders: list[Order] = []
+    prepared_s: list[float] = []
+    tell, prepare = HostProcess.tell, HostProcess.prepare_for_ranks
+
+    def noted(host: HostProcess, message: Any) -> None:
+        orders.extend([message] if isinstance(message, Order) else [])
+        tell(host, message)
+
+    def timed(host: HostProcess) -> None:
+        prepare(host)
+        prepared_s.append(time.monotonic())
+
+    monkeypatch.setattr(HostProcess, "tell", noted)
+    monkeypatch.setattr(HostProcess, "prepare_for_ranks", timed)
+    monkeypatch.setenv("STEPMARK_TEST_VARIABLE", "a host of its own")
+
+    def has_torch() -> bool:
+        return any("libtorch" in part.path for part in bench.host.memory_maps())
+
+    report(bench)
+    assert not has_torch()
+    assert not prepared_s
+    assert bench.run(axes={"world_size": 2}).outcome is Outcome.OK
+    assert has_torch()
+    assert orders[-1].requested_s >= prepared_s[0]
+
+
+def test_what_ranks_cannot_be_started_with_is_said_and_no_timeout(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    hook = "import sys; sys.modules['torch.distributed.launcher.api'] = None"
+    (tmp_path / "sitecustomize.py").write_text(hook)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    result = bench.run(axes={"world_size": 2})
+    assert result.outcome is Outcome.FAILED
+    assert "torch.distributed.launcher.api" in result.reason
 
 
 # --- What goes wrong inside one process

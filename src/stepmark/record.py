@@ -42,8 +42,7 @@ class StartUp:
     """Where the time before the first step's end went, on one rank, in seconds.
 
     Attributes:
-        process_s: from the request for this scenario until code of the rank ran; what the
-            measuring processes import once, for all scenarios, is left out.
+        process_s: from the request for this scenario until code of the rank ran.
         import_s: importing and resolving the workload's module.
         build_s: building model, dataset and optimizer, and moving the model to its device.
         process_group_s: joining the process group and wrapping in DDP; 0 without ranks.

@@ -4,7 +4,7 @@ It lives in a session of its own, so a terminal's Ctrl-C reaches the supervisor 
 supervisor is gone, however it went, the host kills what it started and leaves.
 """
 
-import dataclasses
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -22,7 +22,17 @@ import psutil
 
 from stepmark.codec import DecodeError
 from stepmark.runner import processes
-from stepmark.runner.messages import PROTOCOL, Channel, Ended, Hello, Order, Stop, dumps
+from stepmark.runner.messages import (
+    PROTOCOL,
+    Channel,
+    Ended,
+    Hello,
+    Order,
+    Prepare,
+    Prepared,
+    Stop,
+    dumps,
+)
 
 
 def main(address: str, supervisor_pid: int) -> None:
@@ -55,7 +65,7 @@ class _Host:
         self._channel = channel
         self._folder = folder
         self._supervisor_pid = supervisor_pid
-        self._events: queue.SimpleQueue[Order | Ended] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Prepare | Order | Ended] = queue.SimpleQueue()
         self._permanent: set[psutil.Process] = set()
         # Both threads' own: which orders are on their way, and that they are to be killed.
         self._lock = threading.Lock()
@@ -74,6 +84,12 @@ class _Host:
             event = self._events.get()
             if self.leaving.is_set():
                 sys.exit("the supervisor is gone")
+            if isinstance(event, Prepare):
+                # What is wrong with it, who starts ranks will say.
+                with contextlib.suppress(Exception):
+                    import torch.distributed.launcher.api  # noqa: F401
+                self._channel.send(Prepared())
+                continue
             if isinstance(event, Order):
                 threading.Thread(target=self._carry_out, args=(event,), daemon=True).start()
                 continue
@@ -106,7 +122,9 @@ class _Host:
                 if messages is None:
                     break
                 for message in messages:
-                    if isinstance(message, Order):
+                    if isinstance(message, Prepare):
+                        self._events.put(message)
+                    elif isinstance(message, Order):
                         with self._lock:
                             self._running.add(message.folder)
                         self._events.put(message)
@@ -188,14 +206,12 @@ def _run_single(order: Order) -> Ended:
 
 def _run_elastic(order: Order) -> Ended:
     """Ranks through torch.distributed.elastic, started from the same warm server."""
-    began_s = time.monotonic()
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # The first time, importing takes seconds: the host's own, and not this scenario's start-up.
-    imported_s = time.monotonic() - began_s
-    order = dataclasses.replace(order, requested_s=order.requested_s + imported_s)
+    try:
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    except Exception as error:  # noqa: BLE001 - whatever comes of importing torch
+        return Ended(folder=order.folder, exit_codes={}, error=_words(error))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -215,6 +231,9 @@ def _run_elastic(order: Order) -> Ended:
         exit_codes = {str(i): f.exitcode for i, f in error.failures.items()}
         return Ended(folder=order.folder, exit_codes=exit_codes)
     except Exception as error:  # noqa: BLE001 - the rendezvous may fail in many ways
-        error_text = f"{type(error).__name__}: {error}"
-        return Ended(folder=order.folder, exit_codes={}, error=error_text)
+        return Ended(folder=order.folder, exit_codes={}, error=_words(error))
     return Ended(folder=order.folder, exit_codes={})
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -16,7 +16,16 @@ from pathlib import Path
 from stepmark.codec import DecodeError
 from stepmark.errors import RunnerError
 from stepmark.runner import processes
-from stepmark.runner.messages import PROTOCOL, Channel, Ended, Hello, Order, Stop
+from stepmark.runner.messages import (
+    PROTOCOL,
+    Channel,
+    Ended,
+    Hello,
+    Order,
+    Prepare,
+    Prepared,
+    Stop,
+)
 from stepmark.runner.processes import GRACE_S, MARK, tail
 
 # A fresh host imports torch and wakes the devices.
@@ -59,6 +68,7 @@ class HostProcess:
         self._installation = installation
         # Orders that have ended, by their folders; who waits for one takes it out.
         self.ended: dict[str, Ended] = {}
+        self._is_prepared = False
         self.folder = _make_folder()
         self.address = self.folder / "socket"
         self._owner_pid = os.getpid()
@@ -84,7 +94,23 @@ class HostProcess:
         """For selectors: its channel."""
         return self._connected().fileno()
 
-    def tell(self, message: Order | Stop) -> None:
+    def prepare_for_ranks(self) -> None:
+        """Wait until it has imported what several ranks are started with: seconds, once.
+
+        If it dies of that, or hangs, whoever gives it an order will see.
+        """
+        if self._is_prepared:
+            return
+        with contextlib.suppress(OSError):
+            self.tell(Prepare())
+        deadline_s = time.monotonic() + START_S
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            while not self._is_prepared and time.monotonic() < deadline_s:
+                if selector.select(0.2) and not self.hear():
+                    return
+
+    def tell(self, message: Prepare | Order | Stop) -> None:
         """Send it a message.
 
         Raises:
@@ -96,6 +122,9 @@ class HostProcess:
         """Take in what it has to say, into `ended`; ``False`` once it is gone."""
         messages = self._connected().receive()
         for message in messages or ():
+            if isinstance(message, Prepared):
+                self._is_prepared = True
+                continue
             assert isinstance(message, Ended), "a host says nothing else after its greeting"
             self.ended[message.folder] = message
         return messages is not None

@@ -1,7 +1,7 @@
 """What the processes of a measurement say to each other: dataclasses as lines of JSON.
 
-    supervisor  --Order, Stop-->  host  --(forkserver, elastic)-->  ranks
-    supervisor  <--Hello, Ended--  host
+    supervisor  --Prepare, Order, Stop-->  host  --(forkserver, elastic)-->  ranks
+    supervisor  <--Hello, Prepared, Ended--  host
     supervisor  <--Opened, Stage, Done, Profiled, Calibrated, Failed--  ranks
     supervisor  <--TrainingBegun, EpochDone, Trained--  ranks    (of a training)
     supervisor  --Turn-->  ranks  --Ready, Turned-->  supervisor    (by turns only)
@@ -29,7 +29,7 @@ from stepmark.training import EndOfTraining, Epoch, Facts, TrainOrder
 
 # To be raised with every change of a message, but for fields that have a default, which are left
 # out where they have it: a side of the gate may have another stepmark.
-PROTOCOL = 6
+PROTOCOL = 7
 
 # The counter of most bytes held by tensors on an accelerator; a number as text.
 PEAK = "peak_allocated_bytes"
@@ -42,6 +42,16 @@ class Hello:
     devices: tuple[DeviceInfo, ...]
     software: dict[str, str]
     protocol: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Import what several ranks are started with: it takes seconds, once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The host has done what it could about that."""
 
 
 class Work(StrEnum):
@@ -299,6 +309,8 @@ class Failed:
 
 Message = (
     Hello
+    | Prepare
+    | Prepared
     | Order
     | Stop
     | Ended

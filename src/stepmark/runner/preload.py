@@ -7,6 +7,7 @@ every measurement (a thread pool does not survive a fork, a CUDA context must no
 import torchvision.datasets
 import torchvision.transforms.v2  # noqa: F401
 
+import stepmark.runner.host
 import stepmark.runner.rank
 import stepmark.workloads.articles
 import stepmark.workloads.gpt

@@ -204,9 +204,11 @@ class Runner:
             workloads.check(scenario.workload)
         here = self.machine
         scenario = scenario.on(here)
+        obstacle = scenario.obstacle(here)
+        if obstacle is None:
+            self._ready_host(scenario)
         started_at = datetime.now(UTC).isoformat(timespec="milliseconds")
         start_s = time.monotonic()
-        obstacle = scenario.obstacle(here)
         if obstacle is not None:
             ending = Ending(Outcome.SKIPPED, obstacle)
         else:
@@ -225,7 +227,8 @@ class Runner:
             self._host.close(patience_s)
             self._host = None
 
-    def _ready_host(self) -> HostProcess:
+    def _ready_host(self, scenario: Scenario | None = None) -> HostProcess:
+        """A host, with all done that is done once: no scenario's clock runs meanwhile."""
         environment = {**ENVIRONMENT, **os.environ, **self._environment}
         # pytest changes it from test to test, and the host outlives a test.
         environment.pop("PYTEST_CURRENT_TEST", None)
@@ -237,6 +240,8 @@ class Runner:
             self.close()
         if self._host is None:
             self._host = HostProcess(environment, self._installation)
+        if scenario is not None and scenario.distributed:
+            self._host.prepare_for_ranks()
         return self._host
 
     def begin(
@@ -272,7 +277,7 @@ class Runner:
         Raises:
             RunnerError: no process can be started.
         """
-        host = self._ready_host()
+        host = self._ready_host(scenario)
         here = str(directory or Path.cwd())
         order = Order(
             scenario=scenario,
