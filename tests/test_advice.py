@@ -30,6 +30,7 @@ from stepmark.units import parse_duration
 from tests.commands import stepmark
 from tests.factories import (
     MIB,
+    make_commit,
     make_machine,
     make_measured,
     make_result,
@@ -101,7 +102,7 @@ def test_on_a_cpu_memory_must_differ_by_more_than_from_server_to_server() -> Non
     """Pairs of one server lay out their memory alike, and agree without meaning it."""
     on_cpu = make_trial(ratios=around(1.0), memory=[0.9] * 5)
     found = judge(on_cpu, LESS_MEMORY)
-    assert (found.standing, found.detectable) == (Standing.NO_DIFFERENCE, "15.0 % would have shown")
+    assert (found.standing, found.detectable) == (Standing.NO_DIFFERENCE, "13.0 % would have shown")
     assert found.high == pytest.approx(0.9 * 1.15 - 1)
     on_gpu = {name: make_scenario(device="cuda") for name in ("without", "with_it")}
     assert judge(dataclasses.replace(on_cpu, **on_gpu), LESS_MEMORY).standing is Standing.HOLDS
@@ -520,6 +521,41 @@ def test_what_is_needed_is_told_from_what_pairs_took() -> None:
     assert advising.needed_s([begun, decided, blocked]) == 2 * 10
     # Another pair of fp16, and five of ddp as long as the median of the others'.
     assert advising.needed_s([begun, decided, gross, make_trial("ddp")]) == 20 + 40 + 5 * 40
+    # The first pair compiled.
+    first, second = make_trial("compile", around(1.0)[:2], wall_s=7.0).pairs
+    cold = make_trial("compile", pairs=(dataclasses.replace(first, wall_s=35.0), second))
+    assert advising.needed_s([cold]) == 3 * 7
+
+
+def test_what_was_kept_for_a_combination_is_used_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 60 s 24 are kept; pairs take 10 s, and five are needed: 30 s hold three of them."""
+    now_s = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
+    script = Script({"workers": around(1.0)}, wall_s={"workers": 10.0})
+
+    def add(trial: Trial) -> Trial:
+        now_s[0] += 10.0
+        return script.add(trial)
+
+    folder = suite.begin(tmp_path, "a", [make_scenario()], Plan())
+    runner: Any = SimpleNamespace(machine=MACHINE)
+    session = advising.AdviceSession(folder, runner, advising.Watch(), 60.0)
+    session.results = [make_result()]
+    session.plan(("workers",))
+    measuring: Any = SimpleNamespace(add_to=add)
+    session.pursue(measuring)
+    assert len(session.trials["workers"].pairs) == FEWEST_PAIRS
+    assert not session.combinations
+
+
+def test_a_trials_pairs_may_be_of_several_commits() -> None:
+    first, second = make_trial(ratios=[1.0, 1.0]).pairs
+    then, now = make_commit(), make_commit(dirty=True)
+    trial = make_trial(commit=then, pairs=(first, dataclasses.replace(second, commit=now)))
+    assert trial.commits == (then, now)
+    assert dataclasses.replace(trial, pairs=()).commits == ()
 
 
 def test_a_budget_that_is_too_small_is_told_after_the_first_pair(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from stepmark import Scenario, Workload, recipe
 from stepmark.building import make_training
 from stepmark.choices import LossName, OptimizerImpl, OptimizerName, Task
 from stepmark.devices import BACKENDS
-from stepmark.errors import ObstacleError
+from stepmark.errors import ObstacleError, WorkloadError
 from stepmark.loop import train
 from stepmark.preparing import check_suits
 
@@ -202,12 +202,38 @@ def test_targets_that_are_no_probabilities_are_an_obstacle_where_they_must_be(
         loss(LOGITS, targets)
 
 
+@pytest.mark.parametrize("name", [LossName.CROSS_ENTROPY, LossName.KL_DIV])
+def test_labels_of_several_classes_are_no_distribution(name: LossName) -> None:
+    loss = recipe.apply(make_workload(), scenario(loss=name)).loss_fn
+    assert loss is not None
+    with pytest.raises(ObstacleError, match=r"sum to 1 over the classes; .* a sum is 1 off"):
+        loss(LOGITS, torch.tensor([[1.0, 1.0, 0.0]] + [[1.0, 0.0, 0.0]] * 3))
+
+
 @pytest.mark.parametrize("name", [LossName.MSE, LossName.L1])
 def test_other_losses_take_targets_of_any_size(name: LossName) -> None:
     loss = recipe.apply(make_workload(), scenario(loss=name)).loss_fn
     assert loss is not None
     targets = 100 * PROBABILITIES
     assert loss(LOGITS, targets).item() == pytest.approx(BY_HAND[name](LOGITS, targets).item())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"optimizer": lambda parameters: torch.optim.LBFGS(parameters)},
+            r"optimizer=LBFGS: its step\(\) needs closure, and the loop calls it without$",
+        ),
+        (
+            {"scheduler": lambda made: torch.optim.lr_scheduler.ReduceLROnPlateau(made)},
+            r"scheduler=ReduceLROnPlateau: its step\(\) needs metrics, .* --schedule plateau'$",
+        ),
+    ],
+)
+def test_what_the_loop_cannot_step_is_said(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkloadError, match=message):
+        trained(workload=make_workload(**changes))
 
 
 def test_a_model_that_returns_its_own_loss_has_no_place_for_another() -> None:

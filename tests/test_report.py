@@ -678,7 +678,7 @@ def test_a_run_of_advice_is_summed_up_and_its_command_is_told(tmp_path: Path) ->
         "1 is not decided. The best that was found, of what trains the same: "
         f"{bf16.id}, throughput +50.0 % in turns with {scenario.id}." in markdown
     )
-    assert "Its budget ended before 2 more." in markdown
+    assert ". 2 more were not measured." in markdown
     assert (
         "stepmark advice --workload mlp-toy --batch-size 8 --device cpu "
         "--only channels-last,workers,ddp,tf32\n" in markdown

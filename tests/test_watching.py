@@ -108,6 +108,29 @@ def test_outputs_that_are_no_scores_of_classes_have_no_accuracy(
     assert judge_of(outputs, (None, targets)) is None
 
 
+def test_what_looks_one_hot_at_first_and_is_not_has_no_accuracy() -> None:
+    watched = WatchedLoss(identity(), of_batches(2))
+    watched.begin(4)
+    accuracy = Accuracy(watched, CPU)
+    several = torch.eye(3)[LABELS]
+    several[3] = 1.0
+    for part, expected in ((slice(0, 2), True), (slice(2, 4), False)):
+        watched(nn.Identity(), (SCORES[part].clone().requires_grad_(), several[part]))
+        accuracy.on_forward()
+        assert (accuracy.value() is not None) == expected
+    again = Accuracy(watched, CPU)
+    watched(nn.Identity(), (SCORES[:2].clone().requires_grad_(), several[:2]))
+    again.on_forward()
+    assert again.value() is None, "nor in another epoch, or on the validation data"
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.int16, torch.uint8])
+def test_class_indices_of_any_whole_type_have_an_accuracy(kind: torch.dtype) -> None:
+    judge = judge_of(SCORES, (None, LABELS.to(kind)))
+    assert judge is not None
+    assert torch.equal(judge(SCORES, LABELS.to(kind)), judge(SCORES, LABELS))
+
+
 def test_a_batch_without_targets_has_no_accuracy() -> None:
     assert judge_of(SCORES, {"inputs": SCORES}) is None
     assert judge_of(SCORES, SCORES) is None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -28,7 +29,7 @@ def make_training(workload: Workload, scenario: Scenario, device: Device) -> Tra
 
     Raises:
         ObstacleError: the workload's model cannot be parted as the scenario asks.
-        WorkloadError: its optimizer is none.
+        WorkloadError: its optimizer is none, or cannot be stepped as the loop does.
     """
     if scenario.split_layers:
         assert isinstance(device, DevicePair), "a place has two devices for it"
@@ -46,6 +47,10 @@ def make_training(workload: Workload, scenario: Scenario, device: Device) -> Tra
             f"optimizer(parameters) returned {type(optimizer).__name__}: must be a "
             "torch.optim.Optimizer"
         )
+    _require_plain_step("optimizer", optimizer)
+    scheduler = None if workload.scheduler is None else workload.scheduler(optimizer)
+    if scheduler is not None:
+        _require_plain_step("scheduler", scheduler)
     dtype = AUTOCAST_DTYPES.get(scenario.precision)
     trains = scenario.task is Task.TRAIN
     return Training(
@@ -56,11 +61,29 @@ def make_training(workload: Workload, scenario: Scenario, device: Device) -> Tra
         scaler=device.scaler() if trains and scenario.precision is Precision.FP16 else None,
         accumulation=scenario.accumulation,
         clip_norm=workload.clip_norm,
-        scheduler=None if workload.scheduler is None else workload.scheduler(optimizer),
+        scheduler=scheduler,
         autocast=unchanged if dtype is None else functools.partial(device.autocast, dtype),
         set_to_none=scenario.set_to_none,
         recording=recording_of(scenario),
     )
+
+
+def _require_plain_step(name: str, made: Any) -> None:
+    """The loop calls ``step()``, after every optimizer step."""
+    try:
+        parameters = inspect.signature(made.step).parameters.values()
+    except (TypeError, ValueError):  # it is no Python function, and tells nothing
+        return
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p.name for p in parameters if p.kind in by_place and p.default is p.empty]
+    if needed:
+        hint = ""
+        if isinstance(made, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            hint = "; leave it out, and train with 'stepmark train --schedule plateau'"
+        raise WorkloadError(
+            f"{name}={type(made).__name__}: its step() needs {', '.join(needed)}, and the loop "
+            f"calls it without{hint}"
+        )
 
 
 def own_part(workload: Workload, scenario: Scenario, rank: int) -> Workload:

@@ -189,14 +189,25 @@ class _WatchingTargets:
 def _require_probabilities(name: LossName, outputs: Tensor, targets: Tensor) -> None:
     if name is LossName.CROSS_ENTROPY and not targets.is_floating_point():
         return
-    low, high = as_distributions(name, outputs, targets).aminmax()
+    wanted = as_distributions(name, outputs, targets)
+    low, high = wanted.aminmax()
     if not (low >= 0 and high <= 1):
         raise ObstacleError(
             f"loss={name}: takes targets for probabilities, from 0 to 1; the first batch has "
             f"{low.item():g} to {high.item():g}"
         )
+    if name is not LossName.BCE:  # of one distribution over all classes
+        off = (wanted.float().sum(dim=1) - 1).abs().max()
+        if off > _SUM_TO_ONE_WITHIN:
+            raise ObstacleError(
+                f"loss={name}: takes targets for probabilities, which sum to 1 over the classes; "
+                f"in the first batch a sum is {off.item():g} off (labels of several classes at "
+                "once: --loss bce)"
+            )
 
 
+# Half precision rounds a hundred classes' probabilities by less.
+_SUM_TO_ONE_WITHIN = 0.01
 _OF_PROBABILITIES = (LossName.CROSS_ENTROPY, LossName.BCE, LossName.KL_DIV)
 LOSSES: dict[LossName, Callable[[Tensor, Tensor], Tensor]] = {
     LossName.CROSS_ENTROPY: cross_entropy,

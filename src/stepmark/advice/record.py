@@ -54,11 +54,13 @@ class MeasuredPair:
     Attributes:
         without, with_it: the sides.
         wall_s: from the first one's start to the last one's end.
+        commit: of the code that was measured; a trial's pairs may be of several.
     """
 
     without: Measured
     with_it: Measured
     wall_s: float
+    commit: Commit | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +73,8 @@ class Trial:
         pairs: as they were measured; more may follow.
         obstacle: why it cannot be tried here; empty otherwise.
         failure: what became of its last pair, if that could not be measured; empty otherwise.
-        machine, commit: as of a `stepmark.Result`.
+        machine: as of a `stepmark.Result`.
+        commit: when it was planned, and of pairs that have none of their own.
         started_at: ISO 8601 with time zone.
     """
 
@@ -84,3 +87,9 @@ class Trial:
     pairs: tuple[MeasuredPair, ...] = ()
     obstacle: str = ""
     failure: str = ""
+
+    @property
+    def commits(self) -> tuple[Commit, ...]:
+        """Of the code that its pairs measured, each once."""
+        found = (pair.commit or self.commit for pair in self.pairs)
+        return tuple(dict.fromkeys(commit for commit in found if commit))

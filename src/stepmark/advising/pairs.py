@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Self
 
+from stepmark import machine
 from stepmark.advice import Measured, MeasuredPair, Trial
 from stepmark.gate import interpreters
 from stepmark.gate.pairs import STEADY_MEMORY, PairFailedError, SideRecord, measure_pair
@@ -33,6 +34,7 @@ class Pairs:
         _ = self._runner.machine
         self._plan = Plan(steps=1, warmup=5, max_seconds=_WARM_UP_S, timeout=timeout)
         self._order = random.Random()
+        self._commit = machine.commit(Path.cwd())
 
     def __enter__(self) -> Self:
         return self
@@ -67,6 +69,7 @@ class Pairs:
             without=_measured(pair.base, trial.without),
             with_it=_measured(pair.head, trial.with_it),
             wall_s=pair.wall_s,
+            commit=self._commit,
         )
         return dataclasses.replace(trial, pairs=(*trial.pairs, measured))
 

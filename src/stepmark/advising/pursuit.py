@@ -61,17 +61,18 @@ def pursue(
 
 
 def needed_s(trials: Collection[Trial]) -> float:
-    """Seconds that pairs will take at least until something can be said of each trial.
+    """Seconds that pairs will take, about, until something can be said of each trial.
 
     Args:
         trials: one without pairs is taken to be like the others; 0 if none has any.
     """
-    known = [_pair_s(trial) for trial in trials if trial.pairs]
-    if not known:
+    # A trial's first pair may have compiled what the others find.
+    least_s = {t.advice: min(pair.wall_s for pair in t.pairs) for t in trials if t.pairs}
+    if not least_s:
         return 0.0
-    usual_s = stats.median(known)
+    usual_s = stats.median(list(least_s.values()))
     return sum(
-        (fewest_pairs(trial) - len(trial.pairs)) * (_pair_s(trial) if trial.pairs else usual_s)
+        (fewest_pairs(trial) - len(trial.pairs)) * least_s.get(trial.advice, usual_s)
         for trial in trials
         if _lacks_pairs(trial)
     )

@@ -34,7 +34,7 @@ class Watch:
         """One more pair of a trial is measured; these are tried with it."""
 
     def on_estimate(self, needed_s: float, left_s: float) -> None:
-        """What is to be decided takes at least so long, of which there is less."""
+        """What is to be decided takes about so long, of which there is less."""
 
     def warn(self, text: str) -> None:
         """Something to know before numbers come."""
@@ -92,7 +92,7 @@ class AdviceSession:
             trials = plan_trials(self.scenario, self._runner.machine, only, commit)
             for trial in trials:
                 self.folder.save_trial(trial)
-        elif any(trial.commit != commit for trial in trials if trial.pairs):
+        elif any(found != commit for trial in trials for found in trial.commits):
             self._watch.warn(
                 "the code is of another commit than when this run was begun: its pairs are not all "
                 "of one state"
@@ -103,7 +103,11 @@ class AdviceSession:
         """Measure pairs of the advice, and of what held together."""
         for trial in self._pursued(pairs, self.trials, self._reserve_s):
             self.trials[trial.advice] = trial
-        wanted = combination(self.scenario, list(self.trials.values()), self._runner.machine)
+        wanted = self._combination()
+        if not wanted:  # what was kept for it is free
+            for trial in self._pursued(pairs, self.trials, self._remeasure_s):
+                self.trials[trial.advice] = trial
+            wanted = self._combination()
         saved = {trial.with_it: trial for trial in self.folder.trials() if not find(trial.advice)}
         self.folder.remove_trials(COMBINATIONS)
         for trial in wanted:
@@ -114,6 +118,9 @@ class AdviceSession:
             self.combinations[trial.advice] = trial
         for trial in self._pursued(pairs, self.combinations, self._remeasure_s):
             self.combinations[trial.advice] = trial
+
+    def _combination(self) -> list[Trial]:
+        return combination(self.scenario, list(self.trials.values()), self._runner.machine)
 
     def _pursued(
         self, pairs: Pairs, trials: dict[str, Trial], reserve_s: Callable[[], float]
@@ -160,7 +167,7 @@ class AdviceSession:
 
     @property
     def needed_s(self) -> float:
-        """Seconds that what is left will take at least; 0 if nothing is, or nothing is known."""
+        """Seconds that what is left will take, about; 0 if nothing is, or nothing is known."""
         return needed_s([*self.trials.values(), *self.combinations.values()])
 
     @property

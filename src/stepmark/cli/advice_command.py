@@ -94,7 +94,7 @@ def advise(scenarios: list[Scenario] | None, asked: Asked) -> int:
         return INTERRUPTED
     _show(session, asked)
     if session.is_unfinished:
-        more = f" (at least {about(session.needed_s)} more)" if session.needed_s else ""
+        more = f" ({about(session.needed_s)} more)" if session.needed_s else ""
         print(
             f"the budget ran out before all was decided{more}; go on with: "
             + _resume_command(session.folder),
@@ -210,8 +210,9 @@ class AdviceDisplay(StatusLine, Watch):
     def on_estimate(self, needed_s: float, left_s: float) -> None:
         """See `Watch`."""
         self.warn(
-            f"to decide all of it takes {about(needed_s)} at least, and the budget leaves "
-            f"{about(left_s)}: the rest will be left undecided, for --resume to go on with"
+            f"to decide all of it takes {about(needed_s)}, and the budget leaves {about(left_s)} "
+            "beside what the best combination will take: the rest will be left undecided, for "
+            "--resume to go on with"
         )
 
     def warn(self, text: str) -> None:

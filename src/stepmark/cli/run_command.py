@@ -198,7 +198,7 @@ def _summary(results: list[Result]) -> list[str]:
 
 
 def _first_step(result: Result) -> str:
-    """How long it took, which is where a model is compiled."""
+    """How long it took; a model is compiled there, and the compiler was started before."""
     first_step_s = result.row()["first_step_s"]
     return format_seconds(first_step_s) if first_step_s else ""
 

@@ -1,9 +1,11 @@
 """What a run of advice came to, for the summary and the section on it."""
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 from stepmark.advice import Judgement, Standing, Trial, find
 from stepmark.advice.output import judgements
+from stepmark.fingerprint import Commit
 from stepmark.report.wording import count, listed
 from stepmark.scenario import Scenario
 from stepmark.store import Run
@@ -15,6 +17,11 @@ _COUNTED = {
     Standing.CANNOT_BE_TRIED: ("{} cannot be tried", "{} cannot be tried"),
     Standing.NOT_DECIDED: ("{} is not decided", "{} are not decided"),
 }
+
+
+def commits_of(trials: Iterable[Trial]) -> Iterator[Commit]:
+    """Of the code that was measured, each once."""
+    yield from dict.fromkeys(commit for trial in trials for commit in trial.commits)
 
 
 class Advised:

@@ -155,11 +155,13 @@ class Epochs:
         """Of all ranks; waits for the device."""
         num_right = accuracy.value()
         total = (loss.value() or 0.0) * loss.num_samples
-        num_samples, total, all_right = self._sums([loss.num_samples, total, num_right or 0])
+        num_samples, total, all_right, num_without = self._sums(
+            [loss.num_samples, total, num_right or 0, num_right is None]
+        )
         return _Learned(
             num_samples=int(num_samples),
             loss=_finite(total / num_samples),
-            accuracy=None if num_right is None else all_right / num_samples,
+            accuracy=None if num_without else all_right / num_samples,
         )
 
     def _synchronize_buffers(self) -> None:

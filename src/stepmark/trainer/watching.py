@@ -125,20 +125,29 @@ class SmoothedLoss(Callback):
 
 
 class Accuracy(Callback):
-    """How many samples were right, where there are classes."""
+    """How many samples were right, where there are classes.
+
+    Targets that look one-hot in the first batch may turn out to be of several classes each: what
+    is not one-hot is counted, and where there is such a sample there is no accuracy.
+    """
 
     def __init__(self, watched: WatchedLoss, device: torch.device) -> None:
         self._watched = watched
         self._num_right = torch.zeros((), dtype=torch.int64, device=device)
+        self._num_unclear = torch.zeros((), dtype=torch.int64, device=device)
 
     def on_forward(self) -> None:
         """See `Callback`."""
         watched = self._watched
         if watched.judge is not None:
             self._num_right.add_(watched.judge(watched.outputs, watched.targets).sum())
+            if watched.judge is _right_one_hot:
+                self._num_unclear.add_((~_are_one_hot(watched.targets)).sum())
 
     def value(self) -> int | None:
         """Samples; waits for the device. ``None`` where there are no classes."""
+        if self._num_unclear.item():
+            self._watched.judge = None
         return None if self._watched.judge is None else int(self._num_right.item())
 
 
@@ -159,16 +168,21 @@ def judge_of(outputs: Any, batch: Any) -> Judge | None:
         return None
     if outputs.ndim != 2 or outputs.shape[1] < 2:
         return None
-    if targets.dtype == torch.int64 and targets.shape == outputs.shape[:1]:
+    if targets.shape == outputs.shape[:1] and _is_whole(targets.dtype):
         return _right_index
-    if targets.shape == outputs.shape and _is_one_hot(targets):
+    if targets.shape == outputs.shape and bool(_are_one_hot(targets).all()):
         return _right_one_hot
     return None
 
 
-def _is_one_hot(targets: Tensor) -> bool:
+def _is_whole(kind: torch.dtype) -> bool:
+    return not (kind.is_floating_point or kind.is_complex or kind is torch.bool)
+
+
+def _are_one_hot(targets: Tensor) -> Tensor:
+    """Which of the samples, of targets ``[batch, classes]``."""
     ones, zeros = targets == 1, targets == 0
-    return bool((ones | zeros).all() and (ones.sum(dim=1) == 1).all())
+    return (ones | zeros).all(dim=1) & (ones.sum(dim=1) == 1)
 
 
 def _right_index(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from stepmark.advice import ADVICE
 from stepmark.fingerprint import Commit, Machine
 from stepmark.record import RankRecord
-from stepmark.report.advised import Advised
+from stepmark.report.advised import Advised, commits_of
 from stepmark.report.blocks import Block, Code, Heading, Paragraph, Table
 from stepmark.report.cells import AXES, axis_default, axis_key
 from stepmark.report.material import Material
@@ -101,14 +101,19 @@ def _varied(values: Sequence[str]) -> str:
 def _time_rows(run: Run) -> list[tuple[str, str]]:
     done: list[Result | TrainingRecord] = [*run.results, *run.trainings]
     started = sorted(result.started_at for result in done)
-    commits = list(dict.fromkeys(result.commit for result in done))
+    commits = list(dict.fromkeys([result.commit for result in done] + list(commits_of(run.trials))))
+    # A combination has the pairs of its advice where these are of the same two scenarios.
+    pairs = dict.fromkeys(pair for trial in run.trials for pair in trial.pairs)
+    measuring_s = sum(result.wall_s for result in done) + sum(pair.wall_s for pair in pairs)
     plans = dict.fromkeys(dataclasses.replace(result.plan, repeats=1) for result in run.results)
+    which = "plan of the fresh processes" if run.trials else "plan"
     return [
         ("name", run.name),
         ("commit", listed([_commit(commit) for commit in commits])),
         ("scenarios started (first to last)", from_to(started, str)),
-        ("measuring time", format_seconds(sum(result.wall_s for result in done))),
-        *([("plan", listed([_plan(plan) for plan in plans]))] if plans else []),
+        ("measuring time", format_seconds(measuring_s)),
+        *([("pairs in turns", str(len(pairs)))] if pairs else []),
+        *([(which, listed([_plan(plan) for plan in plans]))] if plans else []),
     ]
 
 

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from stepmark.record import EndedBy, RankRecord
+from stepmark.report.advised import commits_of
 from stepmark.report.blocks import Block, Finding, Findings, Paragraph
 from stepmark.report.cells import Cell
 from stepmark.report.contrast import SINGLE_PROCESS_BAND, THROUGHPUT
@@ -61,7 +62,9 @@ def _of_runs(material: Material) -> Iterator[Finding]:
             text="Results come from different versions of torch, its driver or the system, listed "
             "below. Compare across them only if that is the question.",
         )
-    commits = dict.fromkeys(result.commit.id for result in results if result.commit)
+    trials = [trial for run in material.runs.values() for trial in run.trials]
+    known = [result.commit for result in results if result.commit] + list(commits_of(trials))
+    commits = dict.fromkeys(commit.id for commit in known)
     if len(commits) > 1:
         yield Finding(
             lead="Different commits",
@@ -69,7 +72,7 @@ def _of_runs(material: Material) -> Iterator[Finding]:
             f"({listed([commit[:12] for commit in commits])}). To decide whether one is slower, "
             "measure both in turns on one machine.",
         )
-    if any(result.commit and result.commit.dirty for result in results):
+    if any(commit.dirty for commit in known):
         yield Finding(
             lead="Uncommitted changes",
             text="Tracked files differed from the commit that is named, so the commit does not say "

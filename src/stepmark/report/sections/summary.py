@@ -108,7 +108,7 @@ def _outcomes(material: Material, run: str) -> Finding:
         text += f", {number} {words.get(outcome, outcome.value)}"
     missing = len(material.runs[run].missing)
     if missing and material.runs[run].trials:
-        text += f". Its budget ended before {missing} more"
+        text += f". {missing} more were not measured"
     elif missing:
         text += f". The run was interrupted, {missing} more planned"
     reasons = Counter(result.reason for result in failures).most_common(3)
