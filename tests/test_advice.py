@@ -356,6 +356,33 @@ def test_short_runs_one_after_another_come_to_an_end() -> None:
     assert len(trials["workers"].pairs) == FEWEST_PAIRS
 
 
+def test_what_cannot_be_brought_to_its_end_comes_before_what_scatters() -> None:
+    script = Script({"workers": [0.8, 1.25] * MOST_PAIRS, "bf16": around(1.0)}, budget_s=8)
+    script.run()
+    assert (script.log.count("workers"), script.log.count("bf16")) == (FEWEST_PAIRS, 3)
+
+
+def test_what_does_not_train_is_not_measured_on() -> None:
+    (pair,) = make_trial(ratios=[1.0]).pairs
+    trial = make_trial(pairs=(dataclasses.replace(pair, with_it=make_measured(diverges=True)),))
+    script = Script({"workers": around(1.0)})
+    assert list(advising.pursue([trial], script.add, lambda: math.inf)) == []
+    assert advising.needed_s([trial]) == 0
+
+
+@pytest.mark.parametrize("is_vague", [True, False])
+def test_that_nothing_gains_is_said_with_how_to_see_more(tmp_path: Path, is_vague: bool) -> None:
+    folder = suite.begin(tmp_path, "a", [make_scenario()], Plan())
+    runner: Any = SimpleNamespace(machine=MACHINE)
+    session = advising.AdviceSession(folder, runner, advising.Watch(), math.inf)
+    session.best = session.scenario
+    ratios = [0.8, 1.25] * 3 if is_vague else around(1.0)
+    session.trials = {"workers": make_trial(ratios=ratios)}
+    text = advice_command.ending(session)
+    assert text.startswith("nothing that was tried is shown to make this training faster")
+    assert ("stepmark advice --resume --save a" in text) == is_vague
+
+
 def test_a_trial_is_gone_on_with_from_the_pairs_it_has() -> None:
     script = Script({"workers": around(1.0)})
     begun = make_trial("workers", around(1.0)[:3])

@@ -282,6 +282,12 @@ def test_loader_bound_scenario_is_told_with_what_workers_change() -> None:
     )
 
 
+def test_a_step_of_two_processes_is_that_of_their_throughput() -> None:
+    results = make_repeats(make_scenario(), samples_per_s=[1000.0, 2000.0])
+    (cell,) = Material([make_run(*results)]).cells
+    assert cell.mean_step_s == pytest.approx(64 / 1500)
+
+
 def test_waiting_for_data_without_another_worker_count_says_so() -> None:
     (text,) = findings(make_result(shares=WAITING), lead="Data wait")
     assert "Not measured with another number of workers" in text
@@ -674,8 +680,8 @@ def test_a_run_of_advice_is_summed_up_and_its_command_is_told(tmp_path: Path) ->
     )
     _, markdown = rendered(tmp_path, run)
     assert (
-        "- **Advice:** Of 4 claims, 1 does not hold, 1 shows no difference, 1 cannot be tried and "
-        "1 is not decided. The best that was found, of what trains the same: "
+        "- **Advice:** Of 4 claims, 1 does not hold, 1 had no difference that could be seen, 1 "
+        "cannot be tried and 1 is not decided. The best that was found, of what trains the same: "
         f"{bf16.id}, throughput +50.0 % in turns with {scenario.id}." in markdown
     )
     assert ". 2 more were not measured." in markdown

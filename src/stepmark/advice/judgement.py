@@ -105,6 +105,8 @@ def is_gross(trial: Trial) -> bool:
 
 def fewest_pairs(trial: Trial) -> int:
     """How many pairs a trial needs before anything is said, as far as is known by now."""
+    if _spoilt(trial):
+        return len(trial.pairs)  # which no more of them would change
     return _FEWEST_GROSS_PAIRS if is_gross(trial) else FEWEST_PAIRS
 
 

@@ -46,18 +46,18 @@ def pursue(
                 if puts_off and _is_dear(current[name], current.values()):
                     break
                 yield add(name)
-    while unclear := [
-        (scatter(trial), name)
-        for name, trial in current.items()
-        if _is_unclear(trial) and _fits(trial, time_left())
-    ]:
-        yield add(max(unclear)[1])
     # What cannot be brought to its end now, a later run may go on with.
     for name in sorted(current, key=lambda n: _pair_s(current[n])):
         while current[name].pairs and _lacks_pairs(current[name]):
             if _pair_s(current[name]) > time_left():
                 break
             yield add(name)
+    while unclear := [
+        (scatter(trial), name)
+        for name, trial in current.items()
+        if _is_unclear(trial) and _fits(trial, time_left())
+    ]:
+        yield add(max(unclear)[1])
 
 
 def needed_s(trials: Collection[Trial]) -> float:
@@ -66,13 +66,12 @@ def needed_s(trials: Collection[Trial]) -> float:
     Args:
         trials: one without pairs is taken to be like the others; 0 if none has any.
     """
-    # A trial's first pair may have compiled what the others find.
-    least_s = {t.advice: min(pair.wall_s for pair in t.pairs) for t in trials if t.pairs}
-    if not least_s:
+    known_s = [_pair_s(trial) for trial in trials if trial.pairs]
+    if not known_s:
         return 0.0
-    usual_s = stats.median(list(least_s.values()))
+    usual_s = stats.median(known_s)
     return sum(
-        (fewest_pairs(trial) - len(trial.pairs)) * least_s.get(trial.advice, usual_s)
+        (fewest_pairs(trial) - len(trial.pairs)) * (_pair_s(trial) if trial.pairs else usual_s)
         for trial in trials
         if _lacks_pairs(trial)
     )
@@ -100,8 +99,11 @@ def _fits(trial: Trial, left_s: float) -> bool:
 
 
 def _pair_s(trial: Trial) -> float:
-    """What a pair of it takes, on the average; 0 if there is none yet."""
-    return sum(pair.wall_s for pair in trial.pairs) / max(1, len(trial.pairs))
+    """What a pair of it takes, 0 if there is none yet.
+
+    The least of them: one may have stalled, and the first one may have compiled what others find.
+    """
+    return min((pair.wall_s for pair in trial.pairs), default=0.0)
 
 
 def _is_dear(trial: Trial, trials: Collection[Trial]) -> bool:

@@ -1,6 +1,7 @@
 """One run of advice, from the scenario itself to the best combination."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,11 +9,11 @@ from pathlib import Path
 from stepmark import ceilings, machine, stats, store
 from stepmark.advice import Trial, find
 from stepmark.advice.catalogue import COMBINATIONS
-from stepmark.advice.judgement import FEWEST_PAIRS, fewest_pairs
+from stepmark.advice.judgement import FEWEST_PAIRS, MOST_PAIRS, fewest_pairs
 from stepmark.advising.combination import best as best_of
 from stepmark.advising.combination import combination
 from stepmark.advising.pairs import Pairs
-from stepmark.advising.pursuit import needed_s, pursue
+from stepmark.advising.pursuit import needed_s, pursue, scatter
 from stepmark.advising.trials import plan_trials
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
@@ -22,6 +23,8 @@ from stepmark.scenario import Scenario
 REPEATS = 3
 # Part of the budget that is kept for combinations and for these.
 _MOST_RESERVED = 0.4
+# An interval that reaches further leaves room for gains that people would want.
+_VAGUE = 0.1
 
 
 class Watch:
@@ -177,6 +180,16 @@ class AdviceSession:
         return any(
             not (trial.obstacle or trial.failure) and len(trial.pairs) < fewest_pairs(trial)
             for trial in trials
+        )
+
+    @property
+    def is_vague(self) -> bool:
+        """Whether pairs lie so far apart that more of them could still show something."""
+        return any(
+            not (trial.obstacle or trial.failure)
+            and len(trial.pairs) < MOST_PAIRS
+            and scatter(trial) > math.log1p(_VAGUE)
+            for trial in self.trials.values()
         )
 
     @property

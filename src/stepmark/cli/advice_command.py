@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepmark import stats, store, suite
-from stepmark.advice import ADVICE, Trial, find
+from stepmark.advice import ADVICE, FASTER, Trial, find, judge
 from stepmark.advice import output as written
 from stepmark.advising import AdviceSession, Pairs, Watch
 from stepmark.advising.session import REPEATS
@@ -22,7 +22,7 @@ from stepmark.errors import UsageError, choose_from
 from stepmark.result import Outcome, Result
 from stepmark.runner import Runner
 from stepmark.scenario import Plan, Scenario
-from stepmark.units import format_percent, format_rate
+from stepmark.units import format_change, format_percent, format_rate
 
 DEFAULT_WORKLOAD = "mlp-fashion-mnist"
 _STEPS, _MAX_SECONDS = 200, 3.0
@@ -157,33 +157,53 @@ def _show(session: AdviceSession, asked: Asked) -> None:
         best = None if session.best is None else written.Best(session.best, session.gain)
         show(written.as_json(trials, session.scenario, best, session.rates()))
     else:
-        show(f"{session.scenario.id}\n\n{written.as_text(trials)}{_ending(session)}")
+        show(f"{session.scenario.id}\n\n{written.as_text(trials)}{ending(session)}")
     print(f"saved: {session.folder.path}", file=sys.stderr)
 
 
-def _ending(session: AdviceSession) -> str:
-    """What the best combination came to in fresh processes, and the command that measures it."""
+def ending(session: AdviceSession) -> str:
+    """What the best combination came to, and the command that measures it."""
     if session.best is None:
         return ""
     if session.best == session.scenario:
-        return "nothing that was tried makes this training faster without changing it\n"
+        text = "nothing that was tried is shown to make this training faster without changing it\n"
+        if session.is_vague:
+            text += (
+                "pairs lie far apart, and more of them may show what these do not; go on with:\n"
+            )
+            text += f"  {_resume_command(session.folder)}\n"
+        return text
+    lines = [
+        f"the best that was found, {_in_turns(session)} in turns with the scenario itself:",
+        f"  {written.command(session.best)}",
+        f"in fresh processes one after the other, {_confirmed(session)}:",
+    ]
     rates = session.rates()
-    lines = ["in fresh processes, samples per second:"]
     for scenario in (session.scenario, session.best):
         found = rates.get(scenario.id, [])
         if found:
             apart = f"{format_percent(stats.spread(found))} apart"
-            middle = format_rate(stats.median(found))
+            middle = f"{format_rate(stats.median(found))} samples/s"
             lines.append(f"  {middle}  ({len(found)} processes, {apart})  {scenario.id}")
-    gain = session.gain
-    if gain is None or gain <= 1:
-        failed = [r for r in session.results if r.scenario == session.best and r.reason]
-        why = f"{failed[0].outcome}: {failed[0].reason}" if failed else "no gain there"
-        lines.append(f"the best that was found in turns was not confirmed by these: {why}")
-    else:
-        lines.append(f"the best that was found, {gain:.2f} times as fast in these:")
-    lines += [f"  {written.command(session.best)}", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, ""])
+
+
+def _in_turns(session: AdviceSession) -> str:
+    trial = next(t for t in session.combinations.values() if t.with_it == session.best)
+    found = judge(trial, FASTER)
+    assert found.change is not None, "it is the best"
+    assert found.low is not None
+    assert found.high is not None
+    interval = f"99 %: {format_change(found.low)} to {format_change(found.high)}"
+    return f"throughput {format_change(found.change)} ({interval})"
+
+
+def _confirmed(session: AdviceSession) -> str:
+    if session.gain is not None and session.gain > 1:
+        return f"{session.gain:.2f} times as fast"
+    failed = [r for r in session.results if r.scenario == session.best and r.reason]
+    why = f"{failed[0].outcome}: {failed[0].reason}" if failed else "no gain there"
+    return f"it is not confirmed ({why})"
 
 
 def _resume_command(folder: store.RunFolder) -> str:

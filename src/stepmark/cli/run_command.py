@@ -159,6 +159,8 @@ def print_table(results: list[Result]) -> None:
             row.insert(-1, _first_step(result))
     lines = aligned(header, rows, left=(0, len(header) - 1))
     lines += _summary(results)
+    remarks = dict.fromkeys(remark for result in results for remark in result.machine.unfit)
+    lines += [f"note: this machine is unfit to measure on: {remark}" for remark in remarks]
     for result in results:
         which = f"{result.scenario.id}, repeat {result.repeat}"
         lines += [f"unfit: {which}: {reason}" for reason in result.unfit]

@@ -13,7 +13,10 @@ from stepmark.store import Run
 _COUNTED = {
     Standing.HOLDS: ("{} holds here", "{} hold here"),
     Standing.DOES_NOT_HOLD: ("{} does not hold", "{} do not hold"),
-    Standing.NO_DIFFERENCE: ("{} shows no difference", "{} show no difference"),
+    Standing.NO_DIFFERENCE: (
+        "{} had no difference that could be seen",
+        "{} had no difference that could be seen",
+    ),
     Standing.CANNOT_BE_TRIED: ("{} cannot be tried", "{} cannot be tried"),
     Standing.NOT_DECIDED: ("{} is not decided", "{} are not decided"),
 }

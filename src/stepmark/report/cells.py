@@ -76,9 +76,8 @@ class Cell:
 
     @property
     def mean_step_s(self) -> float:
-        """Seconds per optimizer step, from the window of the typical repeat."""
-        row = self.typical.row()
-        return float(row["window_s"] / row["steps"])
+        """Seconds per optimizer step, at the cell's throughput."""
+        return self.scenario.samples_per_step / self.samples_per_s
 
     @property
     def joules_per_sample(self) -> float | None:

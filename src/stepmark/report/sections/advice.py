@@ -36,7 +36,7 @@ def advice(material: Material) -> Sequence[Block]:
         scenario_id = advised.scenario.id
         blocks.append(Heading(text=f"{label}: {scenario_id}"))
         blocks += _plots(scenario_id, [*advised.claims, *advised.combined])
-        blocks.append(_table(advised.claims))
+        blocks.append(_table([*advised.claims, *advised.combined]))
         blocks += _best(material, label, advised)
     if not blocks:
         return ()
@@ -92,8 +92,9 @@ def _table(found: Sequence[tuple[Trial, Judgement]]) -> Table:
 
 
 def _source(trial: Trial) -> str:
+    """Who says it; of a combination, what it is."""
     advice = find(trial.advice)
-    return "" if advice is None else advice.source
+    return trial.with_it.id if advice is None else advice.source
 
 
 def _interval(judged: Judgement) -> str:

@@ -187,7 +187,8 @@ def _numbers(repeats: Sequence[int]) -> str:
 def _details(failures: Sequence[Failure]) -> list[Code]:
     first_with: dict[str, Failure] = {}
     for failure in failures:
-        if failure.result.detail.strip():
+        is_error = failure.result.outcome is not Outcome.SKIPPED
+        if is_error and failure.result.detail.strip():
             first_with.setdefault(failure.result.detail.strip(), failure)
     return [
         Code(
