@@ -368,6 +368,10 @@ def test_what_does_not_train_is_not_measured_on() -> None:
     script = Script({"workers": around(1.0)})
     assert list(advising.pursue([trial], script.add, lambda: math.inf)) == []
     assert advising.needed_s([trial]) == 0
+    # A scaler may have skipped one step of few; more pairs tell whether it goes on.
+    skipping = make_measured(num_steps=50, skipped_steps=1)
+    again = dataclasses.replace(trial, pairs=(dataclasses.replace(pair, with_it=skipping),))
+    assert len(list(advising.pursue([again], script.add, lambda: math.inf))) == FEWEST_PAIRS - 1
 
 
 @pytest.mark.parametrize("is_vague", [True, False])

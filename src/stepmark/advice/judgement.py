@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -105,25 +105,38 @@ def is_gross(trial: Trial) -> bool:
 
 def fewest_pairs(trial: Trial) -> int:
     """How many pairs a trial needs before anything is said, as far as is known by now."""
-    if _spoilt(trial):
+    if _hopeless(trial):
         return len(trial.pairs)  # which no more of them would change
     return _FEWEST_GROSS_PAIRS if is_gross(trial) else FEWEST_PAIRS
 
 
+def _hopeless(trial: Trial) -> str:
+    """Why its figures are not those of a training, whatever follows; empty if they may be."""
+    for who, found in _sides(trial):
+        if any(measured.diverges for measured in found):
+            return f"{who} the loss is not finite"
+        if any(measured.skipped_steps is None for measured in found):
+            return (
+                f"{who} an optimizer takes the gradient scale itself: steps skipped are not known"
+            )
+    return ""
+
+
+def _sides(trial: Trial) -> Iterator[tuple[str, list[Measured]]]:
+    yield "without it", [pair.without for pair in trial.pairs]
+    yield "with it", [pair.with_it for pair in trial.pairs]
+
+
 def _spoilt(trial: Trial) -> str:
     """Why its figures are not those of a training; empty if they are."""
-    for side in ("without", "with_it"):
-        found: list[Measured] = [getattr(pair, side) for pair in trial.pairs]
-        who = f"{side.replace('_it', '')} it "
-        if any(measured.diverges for measured in found):
-            return f"{who}the loss is not finite"
-        if any(measured.skipped_steps is None for measured in found):
-            return f"{who}an optimizer takes the gradient scale itself: steps skipped are not known"
+    if hopeless := _hopeless(trial):
+        return hopeless
+    for who, found in _sides(trial):
         skipped = sum(measured.skipped_steps or 0 for measured in found)
         num_steps = sum(measured.num_steps for measured in found)
         if skipped > _MOST_SKIPPED * num_steps:
             return (
-                f"{who}the gradient scaler skipped {skipped:,} of {num_steps:,} steps, which "
+                f"{who} the gradient scaler skipped {skipped:,} of {num_steps:,} steps, which "
                 "update nothing and look fast"
             )
     return ""
@@ -143,8 +156,8 @@ def _compiling(trial: Trial) -> str:
         for side in ("without", "with_it")
     )
     text = (
-        f"the first step takes {format_seconds(costs_s)} longer, with nothing compiled before, and "
-        "the compiler started"
+        f"the first step takes {format_seconds(costs_s)} longer, with nothing compiled before "
+        "(starting the compiler is not counted)"
     )
     if now > then:
         return f"{text}: made good after {costs_s / (1 / then - 1 / now):,.0f} samples"
